@@ -1,0 +1,2 @@
+//! The local stack of real parts, and everything that runs on it.
+fn main() {}

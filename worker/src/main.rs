@@ -1,0 +1,2 @@
+//! The `penstock-worker` command.
+fn main() {}
