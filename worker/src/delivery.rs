@@ -1,0 +1,53 @@
+//! One received PUBLISH on its way to a commit.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use prometheus::IntGauge;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::decode::Micros;
+
+/// One received PUBLISH. It holds its place among the deliveries in hand until it is dropped.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The broker connection it came by.
+    pub epoch: u64,
+    /// Its place among the acknowledgements of that epoch; `None` at QoS 0, which has none.
+    pub seq: Option<u64>,
+    /// The topic's tenant, where the topic fits the layout.
+    pub tenant: Option<Box<str>>,
+    /// The topic's bytes.
+    pub topic: Bytes,
+    /// The payload's bytes.
+    pub payload: Bytes,
+    /// Whether the broker says that it may have sent it before (MQTT-3.3.1-1).
+    pub dup: bool,
+    /// When it was received, by the database's clock.
+    pub received_at: Micros,
+    /// When it was received, by this process.
+    pub arrived: Instant,
+    /// Its place among the deliveries in hand.
+    pub in_hand: InHand,
+}
+
+/// A place among the deliveries in hand: a share of the byte budget, given back when dropped.
+#[derive(Debug)]
+pub struct InHand {
+    _budget: OwnedSemaphorePermit,
+    in_flight: IntGauge,
+}
+
+impl InHand {
+    /// Counts one more delivery in hand.
+    pub fn new(budget: OwnedSemaphorePermit, in_flight: IntGauge) -> Self {
+        in_flight.inc();
+        Self { _budget: budget, in_flight }
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.in_flight.dec();
+    }
+}

@@ -1,0 +1,207 @@
+//! A batch in the making: decoded deliveries whose series and devices may not be known yet.
+
+use crate::batch::{Batch, Tally};
+use crate::decode::{Content, Event, Input, Micros, Reason, Source, Value};
+use crate::delivery::Delivery;
+use crate::store::dictionary::{Dictionary, Key, Verdict};
+use crate::store::rows::{AckRow, DeadRow, EventRow, MetadataRow, RowValue, SampleRow};
+
+/// A batch in the making.
+#[derive(Debug, Default)]
+pub struct Draft {
+    batch: Batch,
+    payload_bytes: usize,
+    unknown: Vec<(Key, Pending)>,
+}
+
+/// A row that waits for its series or device.
+#[derive(Debug)]
+enum Pending {
+    Sample(SampleRow),
+    Ack(AckRow),
+    Event(EventRow),
+    Metadata(MetadataRow),
+}
+
+impl Pending {
+    fn place(&self) -> (u32, Option<u32>) {
+        match self {
+            Self::Sample(row) => (row.delivery, Some(row.part)),
+            Self::Ack(row) => (row.delivery, None),
+            Self::Event(row) => (row.delivery, None),
+            Self::Metadata(row) => (row.delivery, None),
+        }
+    }
+}
+
+impl Draft {
+    /// Rows so far.
+    pub fn rows(&self) -> usize {
+        self.batch.rows() + self.unknown.len()
+    }
+
+    /// Payload bytes so far.
+    pub fn payload_bytes(&self) -> usize {
+        self.payload_bytes
+    }
+
+    /// Messages so far.
+    pub fn messages(&self) -> usize {
+        self.batch.deliveries.len()
+    }
+
+    /// Takes a delivery in, decoded by `decode`.
+    pub fn add(
+        &mut self,
+        delivery: Delivery,
+        now: Micros,
+        dictionary: &Dictionary,
+        decode: impl for<'a> FnOnce(&Input<'a>) -> (Option<Source<'a>>, Content<'a>),
+    ) {
+        let input =
+            Input { topic: &delivery.topic, payload: &delivery.payload, received_at: delivery.received_at, now };
+        let (source, content) = decode(&input);
+        let index = self.batch.deliveries.len() as u32;
+        let tally = Tally {
+            samples: content.samples.len() as u32,
+            acks: content.acks.len() as u32,
+            events: content.events.len() as u32,
+            metadata: u32::from(content.metadata.is_some()),
+            rejects: content.rejects.len() as u32,
+        };
+        self.batch.dead.extend(content.rejects.into_iter().map(|reject| DeadRow {
+            delivery: index,
+            part: reject.part,
+            reason: reject.reason,
+            detail: reject.detail,
+        }));
+        if let Some(source) = source {
+            let content = Content { rejects: Vec::new(), ..content };
+            self.add_items(index, &delivery, source, content, dictionary);
+        }
+        self.payload_bytes += delivery.payload.len();
+        self.batch.deliveries.push((delivery, tally));
+    }
+
+    fn add_items(
+        &mut self,
+        index: u32,
+        delivery: &Delivery,
+        source: Source<'_>,
+        content: Content<'_>,
+        dictionary: &Dictionary,
+    ) {
+        let device = dictionary.device(&source);
+        for sample in content.samples {
+            let value = match sample.value {
+                Value::Num(number) => RowValue::Num(number),
+                Value::Bool(truth) => RowValue::Bool(truth),
+                Value::Text(text) => {
+                    let start = self.batch.arena.len() as u32;
+                    self.batch.arena.push_str(&text);
+                    RowValue::Text { start, len: text.len() as u32 }
+                }
+            };
+            let unit = sample.unit.as_deref();
+            let series = device.and_then(|device| dictionary.series(device, &sample.point, unit));
+            let row = SampleRow {
+                series_id: series.unwrap_or_default(),
+                ts: sample.ts,
+                value,
+                quality: sample.quality,
+                delivery: index,
+                part: sample.part,
+            };
+            if series.is_some() {
+                self.batch.samples.push(row);
+            } else {
+                self.unknown.push((Key::series(&source, &sample.point, unit), Pending::Sample(row)));
+            }
+        }
+        let device_id = device.unwrap_or_default();
+        let others = (content.acks.into_iter().map(|ack| {
+            Pending::Ack(AckRow {
+                device_id,
+                cmd_id: ack.cmd_id.into_owned(),
+                ok: ack.ok,
+                executed_at: ack.executed_at,
+                error: ack.error.map(std::borrow::Cow::into_owned),
+                document: ack.document.into_owned(),
+                delivery: index,
+            })
+        }))
+        .chain(content.events.into_iter().map(|event| Pending::Event(event_row(event, device_id, delivery, index))))
+        .chain(content.metadata.map(|metadata| {
+            Pending::Metadata(MetadataRow {
+                device_id,
+                ts: metadata.ts,
+                digest: blake3::hash(metadata.document.as_bytes()).into(),
+                document: metadata.document.into_owned(),
+                delivery: index,
+            })
+        }));
+        for pending in others {
+            if device.is_some() {
+                self.place(pending);
+            } else {
+                self.unknown.push((Key::device(&source), pending));
+            }
+        }
+    }
+
+    fn place(&mut self, pending: Pending) {
+        match pending {
+            Pending::Sample(row) => self.batch.samples.push(row),
+            Pending::Ack(row) => self.batch.acks.push(row),
+            Pending::Event(row) => self.batch.events.push(row),
+            Pending::Metadata(row) => self.batch.metadata.push(row),
+        }
+    }
+
+    /// Whether all devices and series are known.
+    pub fn is_resolved(&self) -> bool {
+        self.unknown.is_empty()
+    }
+
+    /// Asks the database for what is unknown. After an error the draft is as it was.
+    pub async fn resolve(&mut self, dictionary: &Dictionary) -> Result<(), sqlx::Error> {
+        let keys = self.unknown.iter().map(|(key, _)| key.clone()).collect();
+        let verdicts = dictionary.resolve(keys).await?;
+        for ((_, mut pending), verdict) in std::mem::take(&mut self.unknown).into_iter().zip(verdicts) {
+            match verdict {
+                Verdict::Known(id) => {
+                    match &mut pending {
+                        Pending::Sample(row) => row.series_id = id,
+                        Pending::Ack(row) => row.device_id = id,
+                        Pending::Event(row) => row.device_id = id,
+                        Pending::Metadata(row) => row.device_id = id,
+                    }
+                    self.place(pending);
+                }
+                Verdict::Cardinality { detail } => {
+                    let (delivery, part) = pending.place();
+                    self.batch.dead.push(DeadRow { delivery, part, reason: Reason::Cardinality, detail });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The batch, once everything is resolved.
+    pub fn finish(self) -> Batch {
+        self.batch
+    }
+}
+
+fn event_row(event: Event<'_>, device_id: i32, delivery: &Delivery, index: u32) -> EventRow {
+    let event_id = event.event_id.map(std::borrow::Cow::into_owned);
+    EventRow {
+        device_id,
+        event_key: event_id.clone().unwrap_or_else(|| blake3::hash(&delivery.payload).to_hex().to_string()),
+        event_id,
+        event_type: event.event_type.into_owned(),
+        ts: event.ts,
+        data: event.data.map(std::borrow::Cow::into_owned),
+        delivery: index,
+    }
+}

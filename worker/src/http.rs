@@ -1,0 +1,233 @@
+//! `/livez`, `/readyz`, `/metrics` and `/status`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+use sqlx::PgPool;
+
+use crate::mqtt::session::{Link, Shared};
+use crate::store::breaker::Breaker;
+use crate::tenure::LeaseView;
+
+/// How long the database has for readiness' question.
+const DATABASE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// When a worker is ready.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Share of the byte budget in use, 0 to 1.
+    pub max_queue_fill: f64,
+    /// Age of the oldest unacknowledged delivery.
+    pub max_unacked_age: Duration,
+    /// The loop is alive while it moved within this time.
+    pub max_stillness: Duration,
+}
+
+/// When the loop last moved.
+#[derive(Debug)]
+pub struct Pulse {
+    start: Instant,
+    last: AtomicU64,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self { start: Instant::now(), last: AtomicU64::new(0) }
+    }
+}
+
+impl Pulse {
+    /// The loop moved.
+    pub fn beat(&self) {
+        self.last.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn stillness(&self) -> Duration {
+        self.start.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
+    }
+}
+
+/// What the pages show.
+#[derive(Debug)]
+pub struct Pages {
+    /// Which shard of which pipeline: `namespace/pipeline/shard`.
+    pub shard: String,
+    /// Shared with the session.
+    pub shared: Arc<Shared>,
+    /// The writers' breaker.
+    pub breaker: Arc<Breaker>,
+    /// A connection kept for readiness alone.
+    pub reserve: PgPool,
+    /// The lease.
+    pub lease: Arc<LeaseView>,
+    /// When the loop last moved.
+    pub pulse: Arc<Pulse>,
+    /// When the worker is ready.
+    pub limits: Limits,
+}
+
+#[derive(Serialize)]
+struct Readiness {
+    ready: bool,
+    /// The queue is full, and it moves.
+    backpressured: bool,
+    /// What is wrong: a bounded word, and for a person.
+    reasons: Vec<(&'static str, String)>,
+    queue_fill: f64,
+    unacked: usize,
+    oldest_unacked_seconds: f64,
+}
+
+#[derive(Serialize)]
+struct Status {
+    shard: String,
+    #[serde(flatten)]
+    readiness: Readiness,
+    lease: serde_json::Value,
+    link: Link,
+    window_observed: usize,
+    epoch: u64,
+    received: u64,
+    committed: u64,
+    abandoned: u64,
+    dropped_qos0: u64,
+    in_flight: i64,
+}
+
+/// The pages.
+pub fn router(pages: Arc<Pages>) -> Router {
+    Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/health", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/status", get(status))
+        .with_state(pages)
+}
+
+async fn livez(State(pages): State<Arc<Pages>>) -> Response {
+    let stillness = pages.pulse.stillness();
+    let code =
+        if stillness <= pages.limits.max_stillness { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+    (code, Json(serde_json::json!({ "still_seconds": stillness.as_secs_f64() }))).into_response()
+}
+
+async fn readyz(State(pages): State<Arc<Pages>>) -> Response {
+    let readiness = pages.readiness().await;
+    let code = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(readiness)).into_response()
+}
+
+async fn status(State(pages): State<Arc<Pages>>) -> Response {
+    let metrics = &pages.shared.metrics;
+    let window = pages.shared.acks.window();
+    Json(Status {
+        shard: pages.shard.clone(),
+        readiness: pages.readiness().await,
+        lease: pages.lease.to_json(),
+        link: pages.shared.link().clone(),
+        window_observed: window.observed,
+        epoch: window.epoch,
+        received: metrics.received.get(),
+        committed: metrics.committed.get(),
+        abandoned: metrics.abandoned.get(),
+        dropped_qos0: metrics.dropped_qos0.get(),
+        in_flight: metrics.in_flight.get(),
+    })
+    .into_response()
+}
+
+async fn metrics(State(pages): State<Arc<Pages>>) -> Response {
+    pages.refresh_gauges();
+    match pages.shared.metrics.render() {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+impl Pages {
+    fn queue_fill(&self) -> f64 {
+        let total = self.shared.budget_bytes;
+        total.saturating_sub(self.shared.budget.available_permits()) as f64 / total.max(1) as f64
+    }
+
+    fn refresh_gauges(&self) {
+        let (metrics, window) = (&self.shared.metrics, self.shared.acks.window());
+        metrics.queue_size.set(self.shared.inbox.len() as i64);
+        metrics.queue_fill.set(self.queue_fill());
+        metrics.unacked.set(window.unacked as i64);
+        metrics.window_observed.set(window.observed as i64);
+        metrics.oldest_unacked.set(window.oldest.unwrap_or_default().as_secs_f64());
+        metrics.lease_held.set(i64::from(self.lease.is_held()));
+    }
+
+    async fn readiness(&self) -> Readiness {
+        let mut reasons = self.link_faults();
+        if !self.lease.is_held() {
+            reasons.push(("lease_not_held", self.lease.explain()));
+        }
+        if let Some((class, why)) = self.breaker.open() {
+            reasons.push(("database_refuses", format!("{}: {why}", class.as_str())));
+        } else if let Some(why) = self.database_fault().await {
+            reasons.push(("database_away", why));
+        }
+        let window = self.shared.acks.window();
+        let oldest = window.oldest.unwrap_or_default();
+        let fill = self.queue_fill();
+        // The broker's window is a queue too: where it is full, nothing more comes.
+        let crowded = fill >= self.limits.max_queue_fill || (window.unacked > 1 && window.is_full());
+        if crowded && oldest > self.limits.max_unacked_age {
+            reasons.push((
+                "queue_stuck",
+                format!(
+                    "the queue is full and its oldest delivery has waited {:.1} s for a commit",
+                    oldest.as_secs_f64()
+                ),
+            ));
+        }
+        Readiness {
+            ready: reasons.is_empty(),
+            backpressured: crowded,
+            reasons,
+            queue_fill: fill,
+            unacked: window.unacked,
+            oldest_unacked_seconds: oldest.as_secs_f64(),
+        }
+    }
+
+    fn link_faults(&self) -> Vec<(&'static str, String)> {
+        let link = self.shared.link();
+        if !link.connected {
+            let why = match &link.last_end {
+                Some((reason, why)) => format!("{reason}: {why}"),
+                None => "not connected yet".to_owned(),
+            };
+            return vec![("broker_away", why)];
+        }
+        link.subscriptions
+            .iter()
+            .filter_map(|(filter, grant)| match grant {
+                Some(Ok(qos)) if *qos >= 1 => None,
+                Some(Ok(qos)) => Some(("subscription_refused", format!("{filter}: granted at QoS {qos} only"))),
+                Some(Err(why)) => Some(("subscription_refused", format!("{filter}: {why}"))),
+                None => Some(("subscribing", format!("{filter}: no SUBACK yet"))),
+            })
+            .collect()
+    }
+
+    async fn database_fault(&self) -> Option<String> {
+        let question = sqlx::query("SELECT 1").execute(&self.reserve);
+        match tokio::time::timeout(DATABASE_DEADLINE, question).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("no answer within {DATABASE_DEADLINE:?}")),
+        }
+    }
+}

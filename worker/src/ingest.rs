@@ -1,0 +1,178 @@
+//! The writers' loop: gather what is in hand, commit it, acknowledge it.
+//!
+//! Batches are driven by commits: a free writer takes what is there. It lingers only while the
+//! broker may still send more before it gets an acknowledgement.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::batch::Tally;
+use crate::decode::Decoder;
+use crate::draft::Draft;
+use crate::formats::Formats;
+use crate::mqtt::session::Shared;
+use crate::store::breaker::Breaker;
+use crate::store::dictionary::Dictionary;
+use crate::store::sqlstate::AttemptError;
+use crate::store::writer::{Committed, Writer};
+
+/// How large a batch may grow, and how long it may wait.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Rows.
+    pub max_rows: usize,
+    /// Payload bytes.
+    pub max_bytes: usize,
+    /// Longest wait of the first delivery while the window is not full.
+    pub linger: Duration,
+}
+
+/// What the writers share.
+#[derive(Debug)]
+pub struct Ingest {
+    /// Shared with the session.
+    pub shared: Arc<Shared>,
+    /// Decodes deliveries.
+    pub decoder: Decoder,
+    /// Which format a topic has.
+    pub formats: Formats,
+    /// Ids of devices and series.
+    pub dictionary: Dictionary,
+    /// Before every question to the database.
+    pub breaker: Arc<Breaker>,
+    /// Size of a batch.
+    pub limits: Limits,
+    /// One writer gathers at a time, so that batches are as large as they can be.
+    pub turn: tokio::sync::Mutex<()>,
+}
+
+impl Ingest {
+    /// Gathers and commits, for ever.
+    pub async fn run(&self, mut writer: Writer) {
+        loop {
+            let mut draft = {
+                let _turn = self.turn.lock().await;
+                let trigger = self.wait().await;
+                let draft = self.gather();
+                if draft.messages() == 0 {
+                    continue;
+                }
+                self.shared.metrics.batch_trigger.with_label_values(&[trigger]).inc();
+                draft
+            };
+            self.resolve(&mut draft).await;
+            let metrics = &self.shared.metrics;
+            metrics.batch_size.observe(draft.messages() as f64);
+            metrics.batch_rows.observe(draft.rows() as f64);
+            metrics.batch_bytes.observe(draft.payload_bytes() as f64);
+            writer.commit(draft.finish(), |committed| self.settle(committed)).await;
+        }
+    }
+
+    /// Waits until there is a batch to take; says what made it one.
+    async fn wait(&self) -> &'static str {
+        let Shared { inbox, acks, .. } = &*self.shared;
+        loop {
+            let Some(oldest) = inbox.oldest() else {
+                inbox.woken().await;
+                continue;
+            };
+            if acks.window().is_full() {
+                return "window";
+            }
+            if inbox.len() >= self.limits.max_rows {
+                return "size";
+            }
+            let due = oldest + self.limits.linger;
+            if Instant::now() >= due {
+                return "age";
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(due.into()) => {}
+                () = inbox.woken() => {}
+            }
+        }
+    }
+
+    fn gather(&self) -> Draft {
+        let mut draft = Draft::default();
+        let now = self.shared.clock.now();
+        while draft.rows() < self.limits.max_rows && draft.payload_bytes() < self.limits.max_bytes {
+            let Some(delivery) = self.shared.inbox.pop() else { break };
+            let format = self.formats.of(&delivery.topic);
+            draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(format, input));
+        }
+        draft
+    }
+
+    async fn resolve(&self, draft: &mut Draft) {
+        while !draft.is_resolved() {
+            self.breaker.permit().await;
+            match draft.resolve(&self.dictionary).await {
+                Ok(()) => self.breaker.succeeded(),
+                Err(error) => {
+                    let error = AttemptError::from(error);
+                    let class = error.class();
+                    self.shared.metrics.db_errors.with_label_values(&[class.as_str()]).inc();
+                    if self.breaker.open().is_none() {
+                        tracing::warn!(class = class.as_str(), %error, "the database does not resolve series; trying again");
+                    }
+                    self.breaker.failed(class, error.to_string());
+                }
+            }
+        }
+    }
+
+    /// After a commit: counts, and acknowledges.
+    fn settle(&self, committed: Committed) {
+        let Committed { batch, mut outcome, samples_stored, dead_letters, at } = committed;
+        let metrics = &self.shared.metrics;
+        self.shared.clock.observe(at);
+        metrics.points.inc_by(samples_stored);
+
+        let latency = metrics.latency.local();
+        for row in &batch.samples {
+            let micros = at - row.ts;
+            if micros < 0 {
+                metrics.latency_negative.inc();
+            } else {
+                latency.observe(micros as f64 / 1e6);
+            }
+        }
+        latency.flush();
+
+        let mut items = Tally::default();
+        for (_, tally) in &batch.deliveries {
+            items += *tally;
+            metrics.messages.with_label_values(&[message_type(tally)]).inc();
+        }
+        for (kind, count) in items.by_kind() {
+            metrics.items.with_label_values(&[kind]).inc_by(count);
+        }
+        outcome += batch.folded();
+        for (name, count) in outcome.by_name() {
+            metrics.outcomes.with_label_values(&[name]).inc_by(count);
+        }
+        for row in &batch.dead {
+            metrics.errors.with_label_values(&[row.reason.as_str()]).inc();
+        }
+        for (reason, count) in dead_letters {
+            metrics.dead_letters.with_label_values(&[&reason]).inc_by(count);
+        }
+        metrics.committed.inc_by(batch.deliveries.len() as u64);
+        let stale = self.shared.acks.commit(
+            batch.deliveries.iter().filter_map(|(delivery, _)| delivery.seq.map(|seq| (delivery.epoch, seq))),
+        );
+        metrics.stale_acks.inc_by(stale);
+    }
+}
+
+/// The original service's word for what a message was.
+fn message_type(tally: &Tally) -> &'static str {
+    match tally {
+        Tally { samples: 1.., .. } | Tally { metadata: 1.., .. } => "telem",
+        Tally { acks: 1.., .. } => "ack",
+        Tally { events: 1.., .. } => "event",
+        _ => "other",
+    }
+}

@@ -1,0 +1,7 @@
+//! The contract with the broker.
+
+pub mod acks;
+pub mod connection;
+pub mod options;
+pub mod session;
+pub mod visit;

@@ -1,0 +1,37 @@
+//! How to reach the database, and what every session of the worker sets.
+
+use std::str::FromStr;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+
+/// Connections beside the writers': dictionary, lease, readiness and one to spare.
+const POOL_SIZE: u32 = 4;
+
+/// Session settings. A worker that dies or freezes in a transaction must not keep its locks for
+/// long, and a commit must be on disk before a message is acknowledged.
+const SETTINGS: [(&str, &str); 8] = [
+    ("synchronous_commit", "on"),
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    ("client_connection_check_interval", "5s"),
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "20000"),
+];
+
+/// How to reach the database as a worker. The error names no part of the URL but its fault.
+pub fn options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
+    Ok(PgConnectOptions::from_str(url)?
+        .application_name("penstock-worker")
+        .options(SETTINGS)
+        .statement_cache_capacity(64))
+}
+
+/// The pool for everything but the writers, which hold connections of their own.
+pub fn pool(options: PgConnectOptions) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(POOL_SIZE)
+        .acquire_timeout(std::time::Duration::from_secs(5))
+        .connect_lazy_with(options)
+}

@@ -1,0 +1,196 @@
+//! One transaction per batch, tried until it is committed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
+
+use super::breaker::Breaker;
+use super::sqlstate::{AttemptError, Class};
+use super::transaction;
+use crate::batch::{Batch, Outcome};
+use crate::decode::{Micros, Reason};
+use crate::metrics::Metrics;
+
+/// Rows of one batch that are given up by the line of their error; more, and the batch is halved.
+const STRIKES: u32 = 3;
+
+/// How long an attempt may take. A large batch on a slow database may need longer, so each attempt
+/// that runs into its deadline doubles the next one's.
+const FIRST_DEADLINE: Duration = Duration::from_secs(10);
+const LONGEST_DEADLINE: Duration = Duration::from_mins(2);
+
+/// Writes batches over a connection of its own, which is never used again after an error: what the
+/// server still has to say on it is unknown.
+#[derive(Debug)]
+pub struct Writer {
+    options: PgConnectOptions,
+    /// Namespace and name of the pipeline, for dead letters.
+    pipeline: Arc<str>,
+    breaker: Arc<Breaker>,
+    metrics: Metrics,
+    session: Option<Session>,
+    /// Batches go through staging while the last one held rows that were there already.
+    staging: bool,
+    deadline: Duration,
+}
+
+/// A connection, and what it already has.
+#[derive(Debug)]
+pub struct Session {
+    /// The connection.
+    pub connection: PgConnection,
+    /// Whether the staging table is there.
+    pub staged: bool,
+    /// Reused from batch to batch.
+    pub buffer: Vec<u8>,
+}
+
+/// A committed batch.
+#[derive(Debug)]
+pub struct Committed {
+    /// The batch; its dead letters include those that the database made necessary.
+    pub batch: Batch,
+    /// What became of its items.
+    pub outcome: Outcome,
+    /// Samples written.
+    pub samples_stored: u64,
+    /// Dead letters written, by reason.
+    pub dead_letters: Vec<(String, u64)>,
+    /// The database's clock right before the commit.
+    pub at: Micros,
+}
+
+/// What a transaction wrote, before it is committed.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// What became of the items.
+    pub outcome: Outcome,
+    /// Samples written.
+    pub samples_stored: u64,
+    /// Dead letters written, by reason.
+    pub dead_letters: Vec<(String, u64)>,
+    /// Samples that lost to another value.
+    pub conflicts: Vec<super::rows::DeadRow>,
+    /// The database's clock.
+    pub at: Micros,
+}
+
+impl Writer {
+    /// A writer that connects when it has a batch.
+    pub fn new(options: PgConnectOptions, pipeline: Arc<str>, breaker: Arc<Breaker>, metrics: Metrics) -> Self {
+        Self { options, pipeline, breaker, metrics, session: None, staging: false, deadline: FIRST_DEADLINE }
+    }
+
+    /// Commits the batch, whole or in parts, however long it takes. `done` gets each committed part.
+    pub async fn commit(&mut self, mut batch: Batch, mut done: impl FnMut(Committed)) {
+        batch.fold();
+        let mut parts = vec![Part { batch, strikes: 0, given_up: false }];
+        while let Some(mut part) = parts.pop() {
+            self.breaker.permit().await;
+            let started = std::time::Instant::now();
+            let staging = self.staging || part.batch.is_redelivered();
+            match self.attempt(&part.batch, staging).await {
+                Ok(written) => {
+                    self.breaker.succeeded();
+                    self.deadline = FIRST_DEADLINE;
+                    self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+                    if staging && !part.batch.samples.is_empty() {
+                        self.metrics.staged_batches.inc();
+                        self.staging = written.outcome.deduplicated > 0 || !written.conflicts.is_empty();
+                    }
+                    part.batch.dead.extend(written.conflicts);
+                    done(Committed {
+                        batch: part.batch,
+                        outcome: written.outcome,
+                        samples_stored: written.samples_stored,
+                        dead_letters: written.dead_letters,
+                        at: written.at,
+                    });
+                }
+                Err(error) => self.settle(&error, staging, part, &mut parts),
+            }
+        }
+    }
+
+    /// Decides what to try next after a failed attempt.
+    fn settle(&mut self, error: &AttemptError, staging: bool, mut part: Part, parts: &mut Vec<Part>) {
+        let mut class = error.class();
+        if class == Class::Duplicate && staging {
+            // Another writer's row came between; the next look sees it.
+            class = Class::Retry;
+        } else if class == Class::Poison && part.given_up {
+            // The dead letters themselves are refused: not the data's fault.
+            class = Class::Stop;
+        }
+        self.metrics.db_errors.with_label_values(&[class.as_str()]).inc();
+        match (class, error) {
+            (Class::Retry | Class::Stop, _) => {
+                if let AttemptError::Deadline(_) = error {
+                    self.deadline = (self.deadline * 2).min(LONGEST_DEADLINE);
+                }
+                if self.breaker.open().is_none() {
+                    tracing::warn!(class = class.as_str(), %error, "the database does not take a batch; trying again");
+                }
+                self.breaker.failed(class, error.to_string());
+                parts.push(part);
+            }
+            (Class::Duplicate, _) => {
+                self.breaker.succeeded();
+                self.staging = true;
+                parts.push(part);
+            }
+            (Class::Poison, AttemptError::Database { copy_row: Some(row), .. })
+                if part.strikes < STRIKES || part.batch.deliveries.len() == 1 =>
+            {
+                self.breaker.succeeded();
+                part.batch.give_up_sample(*row, Reason::Database, &error.to_string());
+                parts.push(Part { strikes: part.strikes + 1, ..part });
+            }
+            (Class::Poison, _) if part.batch.deliveries.len() > 1 => {
+                self.breaker.succeeded();
+                let (first, second) = part.batch.split();
+                for batch in [second, first] {
+                    parts.push(Part { batch, strikes: 0, given_up: false });
+                }
+            }
+            (Class::Poison, _) => {
+                self.breaker.succeeded();
+                part.batch.give_up_all(Reason::Database, &error.to_string());
+                parts.push(Part { given_up: true, ..part });
+            }
+        }
+    }
+
+    /// One attempt. The connection survives only a success.
+    async fn attempt(&mut self, batch: &Batch, staging: bool) -> Result<Written, AttemptError> {
+        let mut session = self.session.take();
+        let (options, pipeline) = (&self.options, &self.pipeline);
+        let attempt = async move {
+            let mut session = match session.take() {
+                Some(session) => session,
+                None => Session {
+                    connection: PgConnection::connect_with(options).await?,
+                    staged: false,
+                    buffer: Vec::new(),
+                },
+            };
+            let written = transaction::run(&mut session, batch, pipeline, staging).await?;
+            Ok((session, written))
+        };
+        let (session, written) = tokio::time::timeout(self.deadline, attempt)
+            .await
+            .unwrap_or(Err(AttemptError::Deadline(self.deadline)))?;
+        self.session = Some(session);
+        Ok(written)
+    }
+}
+
+/// A batch, or a half of one.
+struct Part {
+    batch: Batch,
+    strikes: u32,
+    /// All items are dead letters already.
+    given_up: bool,
+}
