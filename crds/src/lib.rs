@@ -1,1 +1,25 @@
-//! The Penstock manifests.
+//! The Penstock manifests: what a user writes, checked before anything acts on it.
+//!
+//! - [`pipeline`]: `IngestPipeline`, from MQTT to a store.
+//! - [`store`]: `TelemetryStore`, a database and its policies.
+//! - [`manifest`]: both from one YAML file, for use without a cluster.
+//! - [`plan`]: which keys a shard owns.
+//! - [`validate`]: what a schema cannot say.
+
+pub mod duration;
+pub mod manifest;
+pub mod operations;
+pub mod pipeline;
+pub mod plan;
+pub mod reference;
+pub mod size;
+pub mod store;
+pub mod topic;
+pub mod validate;
+
+pub use duration::Duration;
+pub use manifest::Manifest;
+pub use pipeline::{Format, IngestPipeline, IngestPipelineSpec};
+pub use size::Size;
+pub use store::{TelemetryStore, TelemetryStoreSpec};
+pub use validate::FieldError;

@@ -1,0 +1,385 @@
+//! `IngestPipeline`: from MQTT to a store.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::operations::{Autoscaling, Worker};
+use crate::reference::{BundleSource, SecretValue};
+use crate::{Duration, Size};
+
+/// From MQTT to a store, by sharded workers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "penstock.dev",
+    version = "v1alpha1",
+    kind = "IngestPipeline",
+    namespaced,
+    status = "IngestPipelineStatus",
+    shortname = "ipl",
+    category = "penstock",
+    doc = "Moves device telemetry from MQTT into a TelemetryStore, without losing or doubling a row.",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Shards", type_ = "integer", json_path = ".status.replicas"),
+    printcolumn(name = "Wanted", type_ = "integer", json_path = ".spec.replicas"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[x_kube(validation = Rule::new("!has(self.autoscaling) || !has(oldSelf.autoscaling) || self.replicas == oldSelf.replicas").message("spec.replicas is the autoscaler's while spec.autoscaling is set; remove spec.autoscaling to scale by hand"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IngestPipelineSpec {
+    /// Stops consuming and keeps the broker's sessions.
+    #[serde(default)]
+    pub suspend: bool,
+    /// Number of shards.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 256))]
+    pub replicas: i32,
+    /// Where messages come from.
+    pub source: Source,
+    /// How the work is divided among shards.
+    #[serde(default)]
+    pub sharding: Sharding,
+    /// How much one transaction holds.
+    #[serde(default)]
+    pub batch: Batch,
+    /// Which times are accepted.
+    #[serde(default)]
+    pub accept: Accept,
+    /// Where rows go.
+    pub sink: Sink,
+    /// When a worker is ready.
+    #[serde(default)]
+    pub readiness: Readiness,
+    /// Traces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<Tracing>,
+    /// The built-in autoscaler; off if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
+    /// The workers' pods.
+    #[serde(default)]
+    pub worker: Worker,
+}
+
+fn one() -> i32 {
+    1
+}
+
+/// Where messages come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Source {
+    /// An MQTT broker.
+    pub mqtt: Mqtt,
+}
+
+/// An MQTT broker, and what is wanted of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("has(self.clientIdPrefix) == has(oldSelf.clientIdPrefix) && (!has(self.clientIdPrefix) || self.clientIdPrefix == oldSelf.clientIdPrefix)").message("clientIdPrefix names the broker's sessions and cannot change; make a new pipeline"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Mqtt {
+    /// `mqtt://host:1883`, or `mqtts://host:8883` for TLS.
+    #[schemars(length(min = 8, max = 500))]
+    pub url: String,
+    /// Protocol version.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// First part of the client ids; the shard's number is appended. `penstock-<namespace>-<name>` if
+    /// not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 200))]
+    pub client_id_prefix: Option<String>,
+    /// User name and password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+    /// TLS beyond the system's certificates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// What to subscribe, at QoS 1.
+    #[schemars(length(min = 1, max = 500))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["filter".into()]))]
+    pub subscriptions: Vec<Subscription>,
+    /// What a topic's levels mean: `{tenant}`, `{site}`, `{device}`, `{kind}`, or literal text.
+    #[serde(default = "default_layout")]
+    #[schemars(length(min = 1, max = 500))]
+    pub layout: String,
+    /// Deliveries that the broker may leave unacknowledged (MQTT 5).
+    #[serde(default = "default_receive_maximum")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub receive_maximum: u16,
+    /// Keep-alive interval, at least 5 s.
+    #[serde(default = "default_keep_alive")]
+    pub keep_alive: Duration,
+    /// How long the broker keeps a session while nobody is connected (MQTT 5).
+    #[serde(default = "default_session_expiry")]
+    pub session_expiry: Duration,
+    /// Largest payload to decode; a larger one is a dead letter `too_large`.
+    #[serde(default = "default_max_packet_size")]
+    pub max_packet_size: Size,
+    /// Parallel sessions of one shard, for brokers with a small window.
+    #[serde(default = "default_sessions")]
+    #[schemars(range(min = 1, max = 64))]
+    pub sessions: u8,
+}
+
+/// The layout of the original service's topics.
+pub fn default_layout() -> String {
+    "traksense/{tenant}/{site}/{device}/{kind}".to_owned()
+}
+
+fn default_receive_maximum() -> u16 {
+    1000
+}
+
+fn default_sessions() -> u8 {
+    1
+}
+
+const fn seconds(n: u64) -> u64 {
+    n * 1000
+}
+
+fn default_keep_alive() -> Duration {
+    Duration::of_millis(seconds(30))
+}
+
+fn default_session_expiry() -> Duration {
+    Duration::of_millis(seconds(24 * 3600))
+}
+
+fn default_max_packet_size() -> Size {
+    Size::of_bytes(1 << 20)
+}
+
+/// Protocol version.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Protocol {
+    /// MQTT 5.0.
+    #[default]
+    V5,
+    /// MQTT 3.1.1.
+    V311,
+}
+
+/// User name and password.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Auth {
+    /// User name.
+    pub username: SecretValue,
+    /// Password.
+    pub password: SecretValue,
+}
+
+/// TLS beyond the system's certificates.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Tls {
+    /// Certificates of the authorities to trust, instead of the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<BundleSource>,
+    /// The worker's own certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<ClientCertificate>,
+}
+
+/// The worker's own certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClientCertificate {
+    /// A Secret of type `kubernetes.io/tls`.
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: String,
+}
+
+/// What to subscribe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Subscription {
+    /// A topic filter.
+    #[schemars(length(min = 1, max = 1000))]
+    pub filter: String,
+    /// Format of the payloads.
+    #[serde(default)]
+    pub format: Format,
+}
+
+/// Format of payloads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Format {
+    /// By the topic's `{kind}` and the payload's own marks.
+    #[default]
+    Auto,
+    /// Penstock's normalized JSON, `"schema": "v1"`.
+    V1,
+}
+
+/// How the work is divided among shards.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Sharding {
+    /// What a shard owns.
+    pub by: ShardBy,
+    /// The tenants to divide, where it is by tenant.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1000), inner(length(min = 1, max = 255)))]
+    pub tenants: Vec<String>,
+}
+
+/// What a shard owns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ShardBy {
+    /// Filters.
+    #[default]
+    Topic,
+    /// Tenants.
+    Tenant,
+    /// Nothing: every shard takes what the broker gives it of a shared subscription.
+    Shared,
+}
+
+/// How much one transaction holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Batch {
+    /// Rows.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_rows: u32,
+    /// Payload bytes.
+    pub max_bytes: Size,
+    /// Longest wait for more, while the broker's window is not full.
+    pub linger: Duration,
+    /// Bytes of all deliveries in hand. The one bound on memory.
+    pub max_in_hand: Size,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            max_rows: 20_000,
+            max_bytes: Size::of_bytes(8 << 20),
+            linger: Duration::of_millis(5),
+            max_in_hand: Size::of_bytes(64 << 20),
+        }
+    }
+}
+
+/// Which times are accepted, by the database's clock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Accept {
+    /// Oldest time; must be younger than the store's retention.
+    pub max_age: Duration,
+    /// Farthest time in the future.
+    pub max_ahead: Duration,
+    /// Whether a sample without a time gets the time of its receipt. It is then stored at least once.
+    pub receive_time: ReceiveTime,
+}
+
+impl Default for Accept {
+    fn default() -> Self {
+        Self { max_age: Duration::of_millis(seconds(30 * 86400)), max_ahead: Duration::of_millis(seconds(600)), receive_time: ReceiveTime::Reject }
+    }
+}
+
+/// What becomes of a sample without a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ReceiveTime {
+    /// A dead letter.
+    Reject,
+    /// Stored with the time of its receipt; a redelivery is stored again.
+    Allow,
+}
+
+/// Where rows go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Sink {
+    /// A `TelemetryStore` in the same namespace.
+    pub store_ref: StoreRef,
+}
+
+/// A `TelemetryStore` by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StoreRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// When a worker is ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Readiness {
+    /// Fill of the queue in percent, beyond which the oldest delivery's age counts.
+    #[schemars(range(min = 1, max = 100))]
+    pub max_queue_fill: u8,
+    /// Age of the oldest unacknowledged delivery, where the queue is full.
+    pub max_unacked_age: Duration,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self { max_queue_fill: 90, max_unacked_age: Duration::of_millis(seconds(30)) }
+    }
+}
+
+/// Traces.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tracing {
+    /// Where to send them: an OTLP endpoint.
+    #[schemars(length(min = 1, max = 500))]
+    pub otlp_endpoint: String,
+    /// Share of messages to trace, 0 to 1.
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub ratio: f64,
+}
+
+/// What is known of a pipeline.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct IngestPipelineStatus {
+    /// The generation that the status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready shards.
+    #[serde(default)]
+    pub replicas: i32,
+    /// Label selector of the workers' pods.
+    #[serde(default)]
+    pub selector: String,
+    /// Every shard that is not retired.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["shard".into()]))]
+    #[serde(default)]
+    pub shards: Vec<ShardStatus>,
+    /// Conditions: `Ready`, `Reconciling`, `Stalled`, `PlanApplied`, `ScalingLimited`, `Backpressured`, `Suspended`.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+}
+
+/// What is known of a shard.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ShardStatus {
+    /// Its number.
+    pub shard: i32,
+    /// What it does.
+    pub phase: String,
+    /// Keys it owns.
+    pub keys: i32,
+}

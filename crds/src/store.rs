@@ -1,0 +1,138 @@
+//! `TelemetryStore`: a database, and what is kept there for how long.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::reference::SecretValue;
+use crate::{Duration, Size};
+
+/// A database, its schema and its policies. One per database.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "penstock.dev",
+    version = "v1alpha1",
+    kind = "TelemetryStore",
+    namespaced,
+    status = "TelemetryStoreStatus",
+    shortname = "tstore",
+    category = "penstock",
+    doc = "A database, its schema and its policies.",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='SchemaReady')].status"
+    ),
+    printcolumn(name = "Edition", type_ = "string", json_path = ".status.edition"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TelemetryStoreSpec {
+    /// How workers reach the database.
+    pub database: Database,
+    /// How migrations reach the database: as the owner of the schema.
+    pub migration: Database,
+    /// How long samples are kept. For ever, if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Duration>,
+    /// Widths of the rollups to keep, each a multiple of the one before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub rollups: Vec<Duration>,
+    /// Compression of old samples, where the database's edition can do it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columnstore: Option<Columnstore>,
+    /// Who may store.
+    #[serde(default)]
+    pub tenants: Tenants,
+    /// What is kept of messages that cannot be stored.
+    #[serde(default)]
+    pub dead_letters: DeadLetters,
+}
+
+/// How to reach a database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Database {
+    /// A URL: `postgres://user:password@host:5432/database`.
+    pub url: SecretValue,
+}
+
+/// Compression of old samples.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Columnstore {
+    /// Age at which samples are compressed.
+    pub after: Duration,
+}
+
+/// Who may store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Tenants {
+    /// `Auto`: a tenant begins with its first message. `Listed`: only the named ones.
+    pub mode: TenantMode,
+    /// The tenants, where they are listed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1000), inner(length(min = 1, max = 255)))]
+    pub names: Vec<String>,
+    /// Most series a tenant may have; what would be more is a dead letter `cardinality`.
+    #[schemars(range(min = 1, max = 2_000_000_000))]
+    pub max_series: i32,
+}
+
+impl Default for Tenants {
+    fn default() -> Self {
+        Self { mode: TenantMode::Auto, names: Vec::new(), max_series: 1_000_000 }
+    }
+}
+
+/// How tenants begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TenantMode {
+    /// With their first message.
+    Auto,
+    /// By being listed.
+    Listed,
+}
+
+/// What is kept of messages that cannot be stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct DeadLetters {
+    /// How long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Duration>,
+    /// How much in all; beyond it only the beginning of a payload is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_size: Option<Size>,
+}
+
+impl Default for DeadLetters {
+    fn default() -> Self {
+        Self { retention: Some(Duration::of_millis(30 * 86_400_000)), max_size: Some(Size::of_bytes(10 << 30)) }
+    }
+}
+
+/// What is known of a store.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TelemetryStoreStatus {
+    /// The generation that the status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `TimescaleDB Community`, `TimescaleDB Apache` or `PostgreSQL`, with versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edition: Option<String>,
+    /// Version of the schema.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema_version: Option<i64>,
+    /// What the edition cannot do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsupported: Vec<String>,
+    /// Conditions: `SchemaReady`.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+}

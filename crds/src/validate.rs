@@ -1,0 +1,211 @@
+//! What a schema cannot say. Pure: the worker, the operator and `check` all ask here.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::pipeline::{IngestPipelineSpec, Mqtt, Protocol, ShardBy};
+use crate::store::{TelemetryStoreSpec, TenantMode};
+use crate::topic::{Layout, check_filter};
+
+/// A shared subscription's session must not outlive its pod by long: what it holds is stranded.
+const SHARED_EXPIRY: Duration = Duration::from_mins(5);
+/// The shortest keep-alive that the MQTT library takes.
+const SHORTEST_KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// A field that is wrong: where, what, and what would be right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldError {
+    /// Path of the field, such as `spec.source.mqtt.url`.
+    pub path: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What would be right.
+    pub remedy: String,
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.path, self.problem, self.remedy)
+    }
+}
+
+#[derive(Default)]
+struct Errors(Vec<FieldError>);
+
+impl Errors {
+    fn add(&mut self, path: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) {
+        self.0.push(FieldError { path: path.into(), problem: problem.into(), remedy: remedy.into() });
+    }
+
+    fn in_range<T: PartialOrd + fmt::Display>(&mut self, path: &str, value: &T, least: &T, most: &T) {
+        if value < least || value > most {
+            self.add(path, format!("{value} is out of range"), format!("write {least} to {most}"));
+        }
+    }
+}
+
+/// All that is wrong with a pipeline.
+pub fn pipeline(spec: &IngestPipelineSpec) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    errors.in_range("spec.replicas", &spec.replicas, &0, &256);
+    mqtt(&spec.source.mqtt, &mut errors);
+    sharding(spec, &mut errors);
+    let batch = &spec.batch;
+    errors.in_range("spec.batch.maxRows", &batch.max_rows, &1, &1_000_000);
+    if batch.max_bytes.bytes() == 0 {
+        errors.add("spec.batch.maxBytes", "is 0", "write a size such as 8Mi");
+    }
+    if batch.linger.get() > Duration::from_secs(1) {
+        errors.add("spec.batch.linger", format!("{} is longer than a second", batch.linger), "write 0ms to 1s");
+    }
+    let (least, most) = (spec.source.mqtt.max_packet_size.bytes(), u64::from(u32::MAX));
+    if batch.max_in_hand.bytes() <= least || batch.max_in_hand.bytes() > most {
+        errors.add(
+            "spec.batch.maxInHand",
+            format!("{} cannot hold a message of spec.source.mqtt.maxPacketSize, or is 4Gi or more", batch.max_in_hand),
+            "write a size above maxPacketSize, such as 64Mi",
+        );
+    }
+    errors.in_range("spec.readiness.maxQueueFill", &spec.readiness.max_queue_fill, &1, &100);
+    if let Some(tracing) = &spec.tracing {
+        errors.in_range("spec.tracing.ratio", &tracing.ratio, &0.0, &1.0);
+    }
+    if let Some(scaling) = &spec.autoscaling {
+        errors.in_range("spec.autoscaling.minReplicas", &scaling.min_replicas, &1, &256);
+        errors.in_range("spec.autoscaling.maxReplicas", &scaling.max_replicas, &scaling.min_replicas, &256);
+        errors.in_range("spec.autoscaling.targetUtilization", &scaling.target_utilization, &10, &100);
+    }
+    errors.0
+}
+
+fn mqtt(mqtt: &Mqtt, errors: &mut Errors) {
+    let path = |field: &str| format!("spec.source.mqtt.{field}");
+    match Url::parse(&mqtt.url) {
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+            errors.add(path("url"), "holds a user name or password", "name Secrets in spec.source.mqtt.auth instead");
+        }
+        Ok(url) if matches!(url.scheme(), "mqtt" | "mqtts") && url.host_str().is_some_and(|host| !host.is_empty()) => {}
+        _ => errors.add(path("url"), "is not the URL of an MQTT broker", "write mqtt://host:1883 or mqtts://host:8883"),
+    }
+    let mut seen = BTreeSet::new();
+    for (index, subscription) in mqtt.subscriptions.iter().enumerate() {
+        let path = path(&format!("subscriptions[{index}].filter"));
+        if let Err((problem, remedy)) = check_filter(&subscription.filter) {
+            errors.add(path, problem, remedy);
+        } else if !seen.insert(&subscription.filter) {
+            errors.add(path, format!("'{}' is there twice", subscription.filter), "subscribe each filter once");
+        }
+    }
+    if mqtt.subscriptions.is_empty() {
+        errors.add(path("subscriptions"), "is empty", "subscribe at least one filter");
+    }
+    if let Err((problem, remedy)) = Layout::parse(&mqtt.layout) {
+        errors.add(path("layout"), problem, remedy);
+    }
+    if let Some(prefix) = &mqtt.client_id_prefix
+        && (prefix.is_empty() || prefix.len() > 200 || prefix.chars().any(|c| c.is_control() || "+#/".contains(c)))
+    {
+        errors.add(path("clientIdPrefix"), "is no client id", "write 1 to 200 letters, digits, '-', '_' or '.'");
+    }
+    errors.in_range(&path("receiveMaximum"), &mqtt.receive_maximum, &1, &65_535);
+    errors.in_range(&path("sessions"), &mqtt.sessions, &1, &64);
+    if mqtt.keep_alive.get() < SHORTEST_KEEP_ALIVE || mqtt.keep_alive.get() > Duration::from_secs(65_535) {
+        errors.add(path("keepAlive"), format!("{} is out of range", mqtt.keep_alive), "write 5s to 18h");
+    }
+    if mqtt.session_expiry.get() < Duration::from_secs(60) {
+        errors.add(
+            path("sessionExpiry"),
+            format!("{} is too short to outlive a restart", mqtt.session_expiry),
+            "write 1m or more",
+        );
+    }
+    if mqtt.max_packet_size.bytes() == 0 || mqtt.max_packet_size.bytes() > 268_435_455 {
+        errors.add(path("maxPacketSize"), format!("{} is out of range", mqtt.max_packet_size), "write 1 to 268435455 bytes");
+    }
+    if let Some(ca) = mqtt.tls.as_ref().and_then(|tls| tls.ca.as_ref())
+        && ca.config_map_key_ref.is_some() == ca.secret_key_ref.is_some()
+    {
+        errors.add(path("tls.ca"), "names no source, or two", "give either configMapKeyRef or secretKeyRef");
+    }
+}
+
+fn sharding(spec: &IngestPipelineSpec, errors: &mut Errors) {
+    let (mqtt, sharding) = (&spec.source.mqtt, &spec.sharding);
+    match sharding.by {
+        ShardBy::Tenant => {
+            if sharding.tenants.is_empty() {
+                errors.add("spec.sharding.tenants", "is empty", "list the tenants to divide");
+            }
+            let Ok(layout) = Layout::parse(&mqtt.layout) else { return };
+            for (index, subscription) in mqtt.subscriptions.iter().enumerate() {
+                if layout.filter_of_tenant(&subscription.filter, "+").is_none() {
+                    errors.add(
+                        format!("spec.source.mqtt.subscriptions[{index}].filter"),
+                        "has no '+' at the layout's {tenant}, so it cannot be divided by tenant",
+                        "write '+' at that level, or set spec.sharding.by: Topic",
+                    );
+                }
+            }
+        }
+        _ if !sharding.tenants.is_empty() => {
+            errors.add("spec.sharding.tenants", "is given, but sharding is not by tenant", "remove it, or set spec.sharding.by: Tenant");
+        }
+        ShardBy::Shared if mqtt.session_expiry.get() > SHARED_EXPIRY => errors.add(
+            "spec.source.mqtt.sessionExpiry",
+            format!("{} strands the messages of a lost member of a shared subscription", mqtt.session_expiry),
+            "write 5m or less with spec.sharding.by: Shared",
+        ),
+        ShardBy::Shared if mqtt.protocol == Protocol::V311 => errors.add(
+            "spec.source.mqtt.protocol",
+            "MQTT 3.1.1 has no session expiry, which a shared subscription needs",
+            "write V5 with spec.sharding.by: Shared",
+        ),
+        ShardBy::Topic | ShardBy::Shared => {}
+    }
+}
+
+/// All that is wrong with a store.
+pub fn store(spec: &TelemetryStoreSpec) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    match spec.tenants.mode {
+        TenantMode::Listed if spec.tenants.names.is_empty() => {
+            errors.add("spec.tenants.names", "is empty", "list the tenants that may store, or set mode: Auto");
+        }
+        TenantMode::Auto if !spec.tenants.names.is_empty() => {
+            errors.add("spec.tenants.names", "is given, but mode is Auto", "set mode: Listed, or remove it");
+        }
+        _ => {}
+    }
+    errors.in_range("spec.tenants.maxSeries", &spec.tenants.max_series, &1, &2_000_000_000);
+    let mut last = Duration::ZERO;
+    for (index, width) in spec.rollups.iter().enumerate() {
+        let nested = last.is_zero() || width.get().as_millis().is_multiple_of(last.as_millis());
+        if width.get() <= last || !nested {
+            errors.add(
+                format!("spec.rollups[{index}]"),
+                format!("{width} is no multiple of the one before"),
+                "write widths that contain one another, such as [1m, 5m, 1h]",
+            );
+        }
+        last = width.get();
+    }
+    errors.0
+}
+
+/// What is wrong between a pipeline and its store.
+pub fn pair(pipeline: &IngestPipelineSpec, store: &TelemetryStoreSpec) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    if let Some(retention) = &store.retention
+        && pipeline.accept.max_age.get() >= retention.get()
+    {
+        errors.add(
+            "spec.accept.maxAge",
+            format!("{} is not shorter than the store's retention of {retention}", pipeline.accept.max_age),
+            "write less than the retention, or what is accepted may be deleted at once",
+        );
+    }
+    errors.0
+}

@@ -1,0 +1,248 @@
+//! A held lease: renewed in the background, and asked before anything that only its holder may do.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+use tokio::sync::watch;
+
+use crate::store::lease::{self, Kept, LeaseError, LeaseKey, LeaseRow, Me};
+
+/// How often a lease is renewed. It lasts [`lease::TTL`].
+const RENEW_EVERY: Duration = Duration::from_secs(5);
+/// How often a worker that is letting go looks whether another has taken over.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long one question about the lease may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Another worker holds the lease now.
+#[derive(Debug, thiserror::Error)]
+#[error("the lease passed to {by}")]
+pub struct Superseded {
+    /// The holder.
+    pub by: String,
+}
+
+/// The lease as the pages show it.
+#[derive(Debug, Default)]
+pub struct LeaseView {
+    state: Mutex<View>,
+}
+
+#[derive(Debug, Default, Clone, serde::Serialize)]
+struct View {
+    held: bool,
+    why: String,
+    plan_generation: i64,
+    filters: BTreeSet<String>,
+}
+
+impl LeaseView {
+    fn state(&self) -> MutexGuard<'_, View> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this worker runs the shard.
+    pub fn is_held(&self) -> bool {
+        self.state().held
+    }
+
+    /// Why it does not.
+    pub fn explain(&self) -> String {
+        self.state().why.clone()
+    }
+
+    /// For `/status`.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(&*self.state()).unwrap_or_default()
+    }
+
+    /// Shows why the lease is not held.
+    pub fn waiting(&self, why: String) {
+        let mut state = self.state();
+        state.held = false;
+        state.why = why;
+    }
+}
+
+/// How sure we are to hold the lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Hold {
+    /// Ours until then, whatever happens.
+    Until(Instant),
+    /// Another's.
+    Lost(String),
+}
+
+/// A held lease.
+#[derive(Debug)]
+pub struct Tenure {
+    pool: PgPool,
+    key: LeaseKey,
+    me: Me,
+    hold: watch::Sender<Hold>,
+    row: Mutex<LeaseRow>,
+    view: Arc<LeaseView>,
+}
+
+impl Tenure {
+    /// A lease that was acquired by a question asked at `asked`.
+    pub fn new(pool: PgPool, key: LeaseKey, me: Me, row: LeaseRow, asked: Instant, view: Arc<LeaseView>) -> Self {
+        {
+            let mut state = view.state();
+            state.held = true;
+            state.why.clear();
+            state.plan_generation = row.plan_generation;
+            state.filters = row.filters.iter().cloned().collect();
+        }
+        Self { pool, key, me, hold: watch::Sender::new(Hold::Until(asked + lease::TTL)), row: Mutex::new(row), view }
+    }
+
+    fn row(&self) -> MutexGuard<'_, LeaseRow> {
+        self.row.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the lease is surely held.
+    pub async fn held(&self) -> Result<(), Superseded> {
+        let mut hold = self.hold.subscribe();
+        loop {
+            match hold.borrow_and_update().clone() {
+                Hold::Until(until) if Instant::now() < until => return Ok(()),
+                Hold::Until(_) => {}
+                Hold::Lost(by) => return Err(Superseded { by }),
+            }
+            if hold.changed().await.is_err() {
+                return Err(Superseded { by: "nobody".into() });
+            }
+        }
+    }
+
+    /// Waits until another holds the lease.
+    pub async fn lost(&self) -> Superseded {
+        let mut hold = self.hold.subscribe();
+        loop {
+            if let Hold::Lost(by) = hold.borrow_and_update().clone() {
+                return Superseded { by };
+            }
+            if hold.changed().await.is_err() {
+                return Superseded { by: "nobody".into() };
+            }
+        }
+    }
+
+    /// Asks the database whether the lease is still held. No answer is no loss.
+    pub async fn confirm(&self) -> Result<(), Superseded> {
+        self.renew().await;
+        match self.hold.borrow().clone() {
+            Hold::Lost(by) => Err(Superseded { by }),
+            Hold::Until(_) => Ok(()),
+        }
+    }
+
+    /// Keeps the lease until another has it, or this future is dropped.
+    pub async fn keep(&self) {
+        loop {
+            tokio::time::sleep(RENEW_EVERY).await;
+            if self.confirm().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Lets another take the lease at once, and waits until one does.
+    pub async fn let_go(&self) {
+        loop {
+            let released = self.ask(lease::release(&self.pool, &self.key, &self.me)).await;
+            if self.note(released).is_err() {
+                return;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn renew(&self) {
+        let asked = Instant::now();
+        let renewed = self.ask(lease::renew(&self.pool, &self.key, &self.me)).await;
+        if let Ok(true) = self.note(renewed) {
+            self.hold.send_if_modified(|hold| match hold {
+                Hold::Until(until) => {
+                    *until = asked + lease::TTL;
+                    true
+                }
+                Hold::Lost(_) => false,
+            });
+        }
+    }
+
+    async fn ask<T>(&self, question: impl Future<Output = Result<T, LeaseError>>) -> Result<T, LeaseError> {
+        tokio::time::timeout(DEADLINE, question).await.unwrap_or(Err(LeaseError::Deadline))
+    }
+
+    /// Takes in an answer: whether it confirmed the lease, or none came, or the lease is lost.
+    fn note(&self, answer: Result<Kept, LeaseError>) -> Result<bool, Superseded> {
+        match answer {
+            Ok(Kept::Held) => Ok(true),
+            Ok(Kept::Superseded { by }) => {
+                tracing::warn!(by, "another worker took the shard over");
+                self.view.waiting(format!("superseded by {by}"));
+                self.hold.send_replace(Hold::Lost(by.clone()));
+                Err(Superseded { by })
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no answer about the lease");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Notes what is about to be subscribed, before it is. Returns filters that the session still
+    /// has and nobody wants.
+    pub async fn subscribing(&self, wanted: &[String]) -> Result<Vec<String>, LeaseError> {
+        let (new, stale): (Vec<String>, Vec<String>) = {
+            let row = self.row();
+            (
+                wanted.iter().filter(|filter| !row.filters.contains(filter)).cloned().collect(),
+                row.filters.iter().filter(|filter| !wanted.contains(filter)).cloned().collect(),
+            )
+        };
+        if !new.is_empty() {
+            let kept = self.ask(lease::add_filters(&self.pool, &self.key, &self.me, &new)).await?;
+            if self.note(Ok(kept)).is_err() {
+                return Err(LeaseError::Superseded);
+            }
+            self.row().filters.extend(new);
+            self.show_filters();
+        }
+        Ok(stale)
+    }
+
+    /// Notes that the session no longer has the filter.
+    pub async fn unsubscribed(&self, filter: &str) -> Result<(), LeaseError> {
+        let filters = [filter.to_owned()];
+        let kept = self.ask(lease::remove_filters(&self.pool, &self.key, &self.me, &filters)).await?;
+        if self.note(Ok(kept)).is_ok() {
+            self.row().filters.retain(|known| known != filter);
+            self.show_filters();
+        }
+        Ok(())
+    }
+
+    fn show_filters(&self) {
+        self.view.state().filters = self.row().filters.iter().cloned().collect();
+    }
+
+    /// Whether the broker should have a session.
+    pub fn session_existed(&self) -> bool {
+        self.row().session_existed
+    }
+
+    /// Notes that the broker has a session.
+    pub async fn session_exists(&self) -> Result<(), LeaseError> {
+        let kept = self.ask(lease::set_session_existed(&self.pool, &self.key, &self.me)).await?;
+        if self.note(Ok(kept)).is_ok() {
+            self.row().session_existed = true;
+        }
+        Ok(())
+    }
+}
