@@ -110,6 +110,11 @@ impl Layout {
         levels.next().is_none().then_some(named)
     }
 
+    /// Whether a level is the tenant.
+    pub fn names_tenant(&self) -> bool {
+        self.levels.contains(&Level::Tenant)
+    }
+
     /// The filter with the tenant's level replaced by the tenant, if it can be: where it is `+`.
     pub fn filter_of_tenant(&self, filter: &str, tenant: &str) -> Option<String> {
         let place = self.levels.iter().position(|level| *level == Level::Tenant)?;

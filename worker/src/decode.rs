@@ -4,10 +4,26 @@
 //! leaves as a [`Reject`].
 
 use std::borrow::Cow;
+use std::time::Duration;
 
+use penstock_crds::Format;
+use penstock_crds::topic::{Layout, Named};
+use serde::de::IgnoredAny;
+
+mod ack_v1;
+mod event_v1;
+mod json;
 pub mod reject;
+mod telemetry_v1;
+mod time;
 
 pub use reject::{Reason, Reject};
+
+/// Longest name of a tenant, site, device or point, longest id and type, in bytes.
+pub const MAX_NAME: usize = 255;
+
+/// Tenant of a layout that names none.
+const ONLY_TENANT: &str = "default";
 
 /// Microseconds since 1970-01-01T00:00:00Z, the resolution of a database timestamp.
 pub type Micros = i64;
@@ -115,3 +131,138 @@ pub struct Content<'a> {
     /// What cannot be stored, and why.
     pub rejects: Vec<Reject>,
 }
+
+/// What is accepted.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// Oldest time.
+    pub max_age: Duration,
+    /// Farthest time in the future.
+    pub max_ahead: Duration,
+    /// A sample without a time gets the time of its receipt.
+    pub receive_time: bool,
+    /// Largest payload, in bytes.
+    pub max_payload: usize,
+}
+
+/// Decodes deliveries of one pipeline.
+#[derive(Debug)]
+pub struct Decoder {
+    layout: Layout,
+    rules: Rules,
+}
+
+/// A message that is decoded: its text, and what the format needs to know of it.
+struct Message<'a> {
+    input: Input<'a>,
+    rules: Rules,
+    text: &'a str,
+}
+
+/// A format's decoder: puts all that it finds into the content.
+type Decode = for<'a> fn(&Message<'a>, &mut Content<'a>) -> Result<(), Reject>;
+
+/// The formats of Penstock's normalized JSON by the topic's kind.
+const KINDS: [(&str, Decode); 3] = [("telem", telemetry_v1::decode), ("ack", ack_v1::decode), ("event", event_v1::decode)];
+
+impl Decoder {
+    /// A decoder for topics of this layout.
+    pub fn new(layout: Layout, rules: Rules) -> Self {
+        Self { layout, rules }
+    }
+
+    /// Decodes a message. Each part of it is an item or a reject; without a source all is a reject.
+    pub fn decode<'a>(&self, format: Format, input: &Input<'a>) -> (Option<Source<'a>>, Content<'a>) {
+        let mut content = Content::default();
+        let source = match self.source(input.topic) {
+            Ok((source, kind)) => {
+                if let Err(reject) = self.decode_payload(format, kind, input, &mut content) {
+                    content = Content { rejects: vec![reject], ..Content::default() };
+                }
+                Some(source)
+            }
+            Err(reject) => {
+                content.rejects.push(reject);
+                None
+            }
+        };
+        (source, content)
+    }
+
+    fn source<'a>(&self, topic: &'a [u8]) -> Result<(Source<'a>, Option<&'a str>), Reject> {
+        let invalid = |detail: &str| Reject::whole(Reason::InvalidTopic, detail);
+        let Named { tenant, site, device, kind } =
+            self.layout.split(topic).ok_or_else(|| invalid("the topic does not fit the layout"))?;
+        let name = |level: &'a [u8], what: &str| {
+            let text = std::str::from_utf8(level).map_err(|_| invalid(&format!("the {what} is not UTF-8")))?;
+            if text.len() > MAX_NAME {
+                return Err(invalid(&format!("the {what} is longer than {MAX_NAME} bytes")));
+            }
+            if text.chars().any(char::is_control) {
+                return Err(invalid(&format!("the {what} holds a control character")));
+            }
+            Ok(text)
+        };
+        let source = Source { tenant: name(tenant, "tenant")?, site: name(site, "site")?, device: name(device, "device")? };
+        if source.device.is_empty() || (self.layout.names_tenant() && source.tenant.is_empty()) {
+            return Err(invalid("the tenant or the device is empty"));
+        }
+        let tenant = if source.tenant.is_empty() { ONLY_TENANT } else { source.tenant };
+        Ok((Source { tenant, ..source }, kind.map(|kind| name(kind, "kind")).transpose()?))
+    }
+
+    fn decode_payload<'a>(
+        &self,
+        format: Format,
+        kind: Option<&'a str>,
+        input: &Input<'a>,
+        content: &mut Content<'a>,
+    ) -> Result<(), Reject> {
+        if input.payload.is_empty() {
+            return Err(Reject::whole(Reason::EmptyPayload, "the payload has no bytes"));
+        }
+        if input.payload.len() > self.rules.max_payload {
+            let detail = format!(
+                "the payload has {} bytes; spec.source.mqtt.maxPacketSize allows {}",
+                input.payload.len(),
+                self.rules.max_payload
+            );
+            return Err(Reject::whole(Reason::TooLarge, &detail));
+        }
+        let text = std::str::from_utf8(input.payload)
+            .map_err(|error| Reject::whole(Reason::InvalidEncoding, &format!("the payload is not UTF-8: {error}")))?;
+        let message = Message { input: *input, rules: self.rules, text };
+        let decode = match format {
+            // Further formats are chosen here.
+            Format::Auto | Format::V1 => kind_of(kind, text)?,
+        };
+        decode(&message, content)
+    }
+}
+
+/// The decoder for the topic's kind; without one, for what the payload's fields say.
+fn kind_of(kind: Option<&str>, text: &str) -> Result<Decode, Reject> {
+    #[derive(serde::Deserialize)]
+    struct Marks {
+        points: Option<IgnoredAny>,
+        cmd_id: Option<IgnoredAny>,
+        event_type: Option<IgnoredAny>,
+    }
+    let kind = match kind {
+        Some(kind) => kind,
+        None => match json::parse::<Marks>(text)? {
+            Marks { cmd_id: Some(_), .. } => "ack",
+            Marks { event_type: Some(_), .. } => "event",
+            Marks { points: Some(_), .. } => "telem",
+            _ => "",
+        },
+    };
+    let known = KINDS.iter().find(|(name, _)| *name == kind);
+    known.map(|(_, decode)| *decode).ok_or_else(|| {
+        let names = KINDS.map(|(name, _)| name).join(", ");
+        Reject::whole(Reason::UnknownSchema, &format!("the kind '{kind}' is not known; known are {names}"))
+    })
+}
+
+#[cfg(test)]
+mod tests;

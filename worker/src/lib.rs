@@ -1,4 +1,16 @@
 //! The ingest loop: MQTT → batch → TimescaleDB. A message is acknowledged only after the
 //! transaction that holds it is committed.
 
+pub mod batch;
+pub mod clock;
 pub mod decode;
+pub mod delivery;
+pub mod draft;
+pub mod formats;
+pub mod http;
+pub mod inbox;
+pub mod ingest;
+pub mod metrics;
+pub mod mqtt;
+pub mod store;
+pub mod tenure;

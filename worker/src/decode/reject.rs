@@ -91,3 +91,26 @@ pub struct Reject {
     /// What was found and what would be right, for a person; at most 500 bytes, no NUL.
     pub detail: String,
 }
+
+/// Longest detail, in bytes.
+const MAX_DETAIL: usize = 500;
+
+impl Reject {
+    /// The whole message cannot be stored.
+    pub fn whole(reason: Reason, detail: &str) -> Self {
+        Self { part: None, reason, detail: printable(detail) }
+    }
+
+    /// One part of the message cannot be stored.
+    pub fn part(part: u32, reason: Reason, detail: &str) -> Self {
+        Self { part: Some(part), ..Self::whole(reason, detail) }
+    }
+}
+
+fn printable(detail: &str) -> String {
+    let mut end = detail.len().min(MAX_DETAIL);
+    while !detail.is_char_boundary(end) {
+        end -= 1;
+    }
+    detail[..end].replace('\0', "\u{fffd}")
+}

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use penstock_crds::topic::Layout;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 
@@ -12,7 +13,6 @@ use super::acks::Acks;
 use super::connection::{Connection, Event, Granted, Lost, Publish};
 use super::options::Options;
 use crate::clock::DatabaseClock;
-use crate::decode::layout::Layout;
 use crate::delivery::{Delivery, InHand};
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
@@ -363,7 +363,7 @@ impl Serving<'_> {
         shared.inbox.push(Delivery {
             epoch: *epoch,
             seq,
-            tenant: session.layout.tenant_of(&publish.topic).map(Into::into),
+            tenant: tenant_of(&session.layout, &publish.topic),
             topic: publish.topic,
             payload: publish.payload,
             dup: publish.dup,
@@ -376,4 +376,8 @@ impl Serving<'_> {
         }
         Ok(())
     }
+}
+
+fn tenant_of(layout: &Layout, topic: &[u8]) -> Option<Box<str>> {
+    std::str::from_utf8(layout.split(topic)?.tenant).ok().map(Into::into)
 }

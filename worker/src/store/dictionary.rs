@@ -1,0 +1,361 @@
+//! Ids of devices and series: cached, and otherwise resolved before and outside a batch's
+//! transaction, so that writers never wait for one another's new series.
+
+use std::collections::BTreeSet;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use sqlx::{PgConnection, PgPool, Row};
+
+use crate::decode::Source;
+
+/// Keys of one short transaction.
+const CHUNK: usize = 1000;
+/// How long a tenant at its cap is not asked about again.
+const REFUSED_FOR: Duration = Duration::from_secs(30);
+/// Series that are read at start.
+const WARM: i64 = 1_000_000;
+
+/// A device, or a series of one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    tenant: String,
+    site: String,
+    device: String,
+    /// `None` for the device itself.
+    point: Option<String>,
+    unit: Option<String>,
+}
+
+impl Key {
+    /// A series.
+    pub fn series(source: &Source<'_>, point: &str, unit: Option<&str>) -> Self {
+        Self { point: Some(point.to_owned()), unit: unit.map(str::to_owned), ..Self::device(source) }
+    }
+
+    /// A device.
+    pub fn device(source: &Source<'_>) -> Self {
+        Self {
+            tenant: source.tenant.to_owned(),
+            site: source.site.to_owned(),
+            device: source.device.to_owned(),
+            point: None,
+            unit: None,
+        }
+    }
+}
+
+/// What became of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The id of the device or the series.
+    Known(i32),
+    /// The tenant has as many series as it may have.
+    Cardinality {
+        /// For a person.
+        detail: String,
+    },
+}
+
+/// Ids of devices and series.
+#[derive(Debug)]
+pub struct Dictionary {
+    pool: PgPool,
+    max_series: i32,
+    cache: RwLock<Cache>,
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    devices: HashMap<DeviceKey, i32>,
+    series: HashMap<i32, HashMap<Box<str>, Series>>,
+    series_len: usize,
+    /// Tenants at their cap, and until when they are not asked about again.
+    full: HashMap<Box<str>, Instant>,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct DeviceKey {
+    tenant: Box<str>,
+    site: Box<str>,
+    device: Box<str>,
+}
+
+impl hashbrown::Equivalent<DeviceKey> for Source<'_> {
+    fn equivalent(&self, key: &DeviceKey) -> bool {
+        *key.tenant == *self.tenant && *key.site == *self.site && *key.device == *self.device
+    }
+}
+
+#[derive(Debug)]
+struct Series {
+    id: i32,
+    unit: Option<Box<str>>,
+}
+
+impl Dictionary {
+    /// An empty cache before a database. `max_series`: most series of a tenant.
+    pub fn new(pool: PgPool, max_series: i32) -> Self {
+        Self { pool, max_series, cache: RwLock::default() }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Cache> {
+        self.cache.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Cache> {
+        self.cache.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The device's id, if it is cached.
+    pub fn device(&self, source: &Source<'_>) -> Option<i32> {
+        self.read().devices.get(source).copied()
+    }
+
+    /// The series' id, if it is cached with this unit. A sample without a unit has the series' own.
+    pub fn series(&self, device: i32, point: &str, unit: Option<&str>) -> Option<i32> {
+        let cache = self.read();
+        let series = cache.series.get(&device)?.get(point)?;
+        (unit.is_none() || series.unit.as_deref() == unit).then_some(series.id)
+    }
+
+    /// Series in the cache.
+    pub fn cached(&self) -> usize {
+        self.read().series_len
+    }
+
+    /// Reads the newest series into the cache. Returns how many.
+    pub async fn warm(&self) -> Result<usize, sqlx::Error> {
+        let rows = sqlx::query(
+            "SELECT t.name, d.site, d.name, d.device_id, e.point, e.unit, e.series_id \
+             FROM penstock.series e JOIN penstock.device d USING (device_id) JOIN penstock.tenant t USING (tenant_id) \
+             ORDER BY e.series_id DESC LIMIT $1",
+        )
+        .bind(WARM)
+        .fetch_all(&self.pool)
+        .await?;
+        let mut cache = self.write();
+        for row in &rows {
+            let source = Source { tenant: row.try_get(0)?, site: row.try_get(1)?, device: row.try_get(2)? };
+            cache.put_device(&source, row.try_get(3)?);
+            cache.put_series(row.try_get(3)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+        }
+        Ok(rows.len())
+    }
+
+    /// Finds or makes what the keys name; a verdict for each, in their order. After an error nothing
+    /// is lost but time: whatever was made is found the next time.
+    pub async fn resolve(&self, keys: Vec<Key>) -> Result<Vec<Verdict>, sqlx::Error> {
+        let wanted: BTreeSet<&Key> = keys.iter().collect();
+        let mut verdicts: HashMap<&Key, Verdict> = HashMap::with_capacity(wanted.len());
+        let wanted: Vec<&Key> = wanted.into_iter().collect();
+        // Sorted by tenant first, so that a run of one tenant is one transaction.
+        for of_tenant in wanted.chunk_by(|a, b| a.tenant == b.tenant) {
+            for chunk in of_tenant.chunks(CHUNK) {
+                self.resolve_chunk(chunk, &mut verdicts).await?;
+            }
+        }
+        let unknown = || Verdict::Cardinality { detail: "the key was not resolved".to_owned() };
+        Ok(keys.iter().map(|key| verdicts.get(key).cloned().unwrap_or_else(unknown)).collect())
+    }
+
+    /// One short transaction for keys of one tenant.
+    async fn resolve_chunk<'k>(
+        &self,
+        keys: &[&'k Key],
+        verdicts: &mut HashMap<&'k Key, Verdict>,
+    ) -> Result<(), sqlx::Error> {
+        let Some(tenant) = keys.first().map(|key| key.tenant.as_str()) else { return Ok(()) };
+        let refused = self.read().full.get(tenant).is_some_and(|until| Instant::now() < *until);
+        let mut transaction = self.pool.begin().await?;
+        let tenant_id = tenant_id(&mut transaction, tenant).await?;
+        let devices = devices(&mut transaction, tenant_id, keys).await?;
+        let device_of = |key: &Key| devices.get(&(key.site.clone(), key.device.clone())).copied();
+        let series_keys: Vec<(i32, &'k Key)> = keys
+            .iter()
+            .filter(|key| key.point.is_some())
+            .filter_map(|key| Some((device_of(key)?, *key)))
+            .collect();
+        let room = if refused { Some(0) } else { None };
+        let series = series(&mut transaction, tenant_id, &series_keys, self.max_series, room).await?;
+        transaction.commit().await?;
+
+        let mut cache = self.write();
+        for key in keys {
+            let Some(device_id) = device_of(key) else { continue };
+            let source = Source { tenant, site: &key.site, device: &key.device };
+            cache.put_device(&source, device_id);
+            let Some(point) = &key.point else {
+                verdicts.insert(key, Verdict::Known(device_id));
+                continue;
+            };
+            if let Some((id, unit)) = series.get(&(device_id, point.clone())) {
+                cache.put_series(device_id, point, unit.as_deref(), *id);
+                verdicts.insert(key, Verdict::Known(*id));
+            } else {
+                if !refused {
+                    cache.full.insert(tenant.into(), Instant::now() + REFUSED_FOR);
+                }
+                let detail = format!(
+                    "tenant '{tenant}' has {} series, as many as spec.tenants.maxSeries allows; raise it, or remove series",
+                    self.max_series
+                );
+                verdicts.insert(key, Verdict::Cardinality { detail });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Cache {
+    fn put_device(&mut self, source: &Source<'_>, id: i32) {
+        if !self.devices.contains_key(source) {
+            let key = DeviceKey { tenant: source.tenant.into(), site: source.site.into(), device: source.device.into() };
+            self.devices.insert(key, id);
+        }
+    }
+
+    fn put_series(&mut self, device: i32, point: &str, unit: Option<&str>, id: i32) {
+        let series = Series { id, unit: unit.map(Into::into) };
+        if self.series.entry(device).or_default().insert(point.into(), series).is_none() {
+            self.series_len += 1;
+        }
+    }
+}
+
+async fn tenant_id(connection: &mut PgConnection, name: &str) -> Result<i32, sqlx::Error> {
+    loop {
+        let id = sqlx::query_scalar(
+            "WITH found AS (SELECT tenant_id FROM penstock.tenant WHERE name = $1), \
+             made AS (INSERT INTO penstock.tenant (name) SELECT $1 WHERE NOT EXISTS (SELECT FROM found) \
+                      ON CONFLICT DO NOTHING RETURNING tenant_id) \
+             SELECT tenant_id FROM found UNION ALL SELECT tenant_id FROM made",
+        )
+        .bind(name)
+        .fetch_optional(&mut *connection)
+        .await?;
+        // Neither: another made it since this statement began. The next one sees it.
+        if let Some(id) = id {
+            return Ok(id);
+        }
+    }
+}
+
+async fn devices(
+    connection: &mut PgConnection,
+    tenant_id: i32,
+    keys: &[&Key],
+) -> Result<HashMap<(String, String), i32>, sqlx::Error> {
+    let wanted: BTreeSet<(&str, &str)> = keys.iter().map(|key| (key.site.as_str(), key.device.as_str())).collect();
+    let mut found: HashMap<(String, String), i32> = HashMap::with_capacity(wanted.len());
+    while found.len() < wanted.len() {
+        let missing: Vec<(&str, &str)> =
+            wanted.iter().filter(|(s, d)| !found.contains_key(&((*s).to_owned(), (*d).to_owned()))).copied().collect();
+        // Anti-join first: a conflict would use up an id.
+        let rows = sqlx::query(
+            "WITH k AS (SELECT * FROM unnest($2::text[], $3::text[]) AS k(site, name)), \
+             made AS (INSERT INTO penstock.device (tenant_id, site, name) \
+                      SELECT $1, k.site, k.name FROM k LEFT JOIN penstock.device d \
+                        ON (d.tenant_id, d.site, d.name) = ($1, k.site, k.name) \
+                      WHERE d.device_id IS NULL ORDER BY k.site, k.name \
+                      ON CONFLICT DO NOTHING RETURNING site, name, device_id) \
+             SELECT site, name, device_id FROM made UNION ALL \
+             SELECT d.site, d.name, d.device_id FROM k JOIN penstock.device d \
+               ON (d.tenant_id, d.site, d.name) = ($1, k.site, k.name)",
+        )
+        .bind(tenant_id)
+        .bind(missing.iter().map(|(site, _)| *site).collect::<Vec<_>>())
+        .bind(missing.iter().map(|(_, name)| *name).collect::<Vec<_>>())
+        .fetch_all(&mut *connection)
+        .await?;
+        for row in rows {
+            found.insert((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?);
+        }
+    }
+    Ok(found)
+}
+
+type SeriesFound = HashMap<(i32, String), (i32, Option<String>)>;
+
+/// Finds the series, makes what is missing as far as the tenant's cap allows, and takes over new
+/// units. `room`: how many may be made, where that is known already.
+async fn series(
+    connection: &mut PgConnection,
+    tenant_id: i32,
+    keys: &[(i32, &Key)],
+    max_series: i32,
+    room: Option<i32>,
+) -> Result<SeriesFound, sqlx::Error> {
+    let mut found = find_series(connection, keys).await?;
+    let known = |found: &SeriesFound, device: i32, key: &Key| {
+        key.point.as_ref().and_then(|point| found.get(&(device, point.clone())).map(|(_, unit)| unit.clone()))
+    };
+    let missing: BTreeSet<(i32, &str, Option<&str>)> = keys
+        .iter()
+        .filter(|(device, key)| known(&found, *device, key).is_none())
+        .filter_map(|(device, key)| Some((*device, key.point.as_deref()?, key.unit.as_deref())))
+        .collect();
+    if !missing.is_empty() && room != Some(0) {
+        // The tenant's row is the lock under which its series are counted and made.
+        let count: i32 =
+            sqlx::query_scalar("SELECT series_count FROM penstock.tenant WHERE tenant_id = $1 FOR NO KEY UPDATE")
+                .bind(tenant_id)
+                .fetch_one(&mut *connection)
+                .await?;
+        let room = usize::try_from(max_series.saturating_sub(count)).unwrap_or(0);
+        let mut points: Vec<(i32, &str, Option<&str>)> = missing.into_iter().collect();
+        points.dedup_by_key(|(device, point, _)| (*device, *point));
+        // Another worker may have made some of them before we had the lock.
+        let there = find_series(connection, keys).await?;
+        points.retain(|(device, point, _)| !there.contains_key(&(*device, (*point).to_owned())));
+        points.truncate(room);
+        found.extend(there);
+        let rows = sqlx::query(
+            "INSERT INTO penstock.series (device_id, point, unit) \
+             SELECT * FROM unnest($1::int4[], $2::text[], $3::text[]) RETURNING device_id, point, series_id, unit",
+        )
+        .bind(points.iter().map(|(device, _, _)| *device).collect::<Vec<_>>())
+        .bind(points.iter().map(|(_, point, _)| *point).collect::<Vec<_>>())
+        .bind(points.iter().map(|(_, _, unit)| *unit).collect::<Vec<_>>())
+        .fetch_all(&mut *connection)
+        .await?;
+        sqlx::query("UPDATE penstock.tenant SET series_count = series_count + $2 WHERE tenant_id = $1")
+            .bind(tenant_id)
+            .bind(rows.len() as i32)
+            .execute(&mut *connection)
+            .await?;
+        for row in rows {
+            found.insert((row.try_get(0)?, row.try_get(1)?), (row.try_get(2)?, row.try_get(3)?));
+        }
+    }
+    for (device, key) in keys {
+        let Some(point) = &key.point else { continue };
+        let Some((id, unit)) = found.get_mut(&(*device, point.clone())) else { continue };
+        if key.unit.is_some() && key.unit != *unit {
+            sqlx::query("UPDATE penstock.series SET unit = $2 WHERE series_id = $1")
+                .bind(*id)
+                .bind(&key.unit)
+                .execute(&mut *connection)
+                .await?;
+            unit.clone_from(&key.unit);
+        }
+    }
+    Ok(found)
+}
+
+async fn find_series(connection: &mut PgConnection, keys: &[(i32, &Key)]) -> Result<SeriesFound, sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT e.device_id, e.point, e.series_id, e.unit FROM unnest($1::int4[], $2::text[]) AS k(device_id, point) \
+         JOIN penstock.series e USING (device_id, point)",
+    )
+    .bind(keys.iter().map(|(device, _)| *device).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(_, key)| key.point.as_deref().unwrap_or_default()).collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await?;
+    let mut found = SeriesFound::with_capacity(rows.len());
+    for row in rows {
+        found.insert((row.try_get(0)?, row.try_get(1)?), (row.try_get(2)?, row.try_get(3)?));
+    }
+    Ok(found)
+}

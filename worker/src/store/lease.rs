@@ -1,0 +1,241 @@
+//! Who runs a shard now, as a row in the database. All times are the database's.
+
+use sqlx::{PgPool, Row};
+use uuid::Uuid;
+
+pub use super::lease_rules::TTL;
+use super::lease_rules::{Asker, Decision, Held, Purpose, decide, wait_after};
+
+/// `namespace/pipeline/shard`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseKey(pub String);
+
+/// One start of one instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Me {
+    /// The instance: the pod's UID, or the machine's id.
+    pub instance: String,
+    /// This start of it.
+    pub incarnation: Uuid,
+}
+
+/// What the row remembers beside its holder.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeaseRow {
+    /// Filters that the broker's session may have.
+    pub filters: Vec<String>,
+    /// Highest plan generation that was followed.
+    pub plan_generation: i64,
+    /// The broker should have a session.
+    pub session_existed: bool,
+}
+
+/// Whether a lease is still held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// It is.
+    Held,
+    /// Another has it.
+    Superseded {
+        /// The holder.
+        by: String,
+    },
+}
+
+/// How an attempt to acquire ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acquired {
+    /// It is ours.
+    Taken(LeaseRow),
+    /// It may be ours after a preflight.
+    NeedsPreflight,
+    /// Not now.
+    Wait {
+        /// The holder.
+        holder: String,
+        /// Why.
+        why: &'static str,
+    },
+}
+
+/// Why nothing is known of a lease.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// The database failed or refused.
+    #[error("{0}")]
+    Database(#[from] sqlx::Error),
+    /// No answer in time.
+    #[error("the database did not answer in time")]
+    Deadline,
+    /// Another holds it.
+    #[error("another worker holds the lease")]
+    Superseded,
+}
+
+/// Registers the instance at its first call, and takes the lease if the rules allow.
+pub async fn acquire(pool: &PgPool, key: &LeaseKey, me: &Me, purpose: Purpose) -> Result<Acquired, LeaseError> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query("INSERT INTO penstock.shard_lease (shard) VALUES ($1) ON CONFLICT DO NOTHING")
+        .bind(&key.0)
+        .execute(&mut *transaction)
+        .await?;
+    // The row's lock orders all askers; ranks are given under it.
+    let row = sqlx::query(
+        "SELECT instance, retiring, \
+                CASE WHEN isfinite(expires_at) THEN (extract(epoch FROM expires_at) * 1000000)::int8 ELSE 0 END, \
+                filters, plan_generation, session_existed, (extract(epoch FROM clock_timestamp()) * 1000000)::int8 \
+         FROM penstock.shard_lease WHERE shard = $1 FOR UPDATE",
+    )
+    .bind(&key.0)
+    .fetch_one(&mut *transaction)
+    .await?;
+    let (holder, retiring, expires_at, now): (Option<String>, bool, i64, i64) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(6)?);
+    let state = LeaseRow { filters: row.try_get(3)?, plan_generation: row.try_get(4)?, session_existed: row.try_get(5)? };
+
+    sqlx::query(
+        "INSERT INTO penstock.shard_instance (shard, instance, rank) \
+         SELECT $1, $2, coalesce(max(rank), 0) + 1 FROM penstock.shard_instance WHERE shard = $1 \
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(&key.0)
+    .bind(&me.instance)
+    .execute(&mut *transaction)
+    .await?;
+    let (rank, wait_until) = rank_of(&mut transaction, key, &me.instance).await?;
+    let holder_rank = match &holder {
+        Some(holder) => rank_of(&mut transaction, key, holder).await?.0,
+        None => 0,
+    };
+    let held = Held { instance: holder.clone(), rank: holder_rank, retiring, expires_at };
+    let asker = Asker { instance: me.instance.clone(), rank, wait_until };
+    let answer = match decide(&held, &asker, purpose, now) {
+        Decision::Take { supersedes } => {
+            if let (true, Some(loser)) = (supersedes, &holder) {
+                penalise(&mut transaction, key, loser, now).await?;
+            }
+            sqlx::query(
+                "UPDATE penstock.shard_lease SET instance = $2, incarnation = $3, retiring = $4, \
+                 expires_at = clock_timestamp() + $5 * interval '1 second' WHERE shard = $1",
+            )
+            .bind(&key.0)
+            .bind(&me.instance)
+            .bind(me.incarnation)
+            .bind(purpose == Purpose::Retire)
+            .bind(TTL.as_secs_f64())
+            .execute(&mut *transaction)
+            .await?;
+            Acquired::Taken(state)
+        }
+        Decision::Preflight => Acquired::NeedsPreflight,
+        Decision::Wait(why) => Acquired::Wait { holder: holder.unwrap_or_default(), why },
+    };
+    transaction.commit().await?;
+    Ok(answer)
+}
+
+async fn rank_of(
+    connection: &mut sqlx::PgConnection,
+    key: &LeaseKey,
+    instance: &str,
+) -> Result<(i64, i64), sqlx::Error> {
+    let row: Option<(i64, i64)> = sqlx::query_as(
+        "SELECT rank, CASE WHEN isfinite(wait_until) THEN (extract(epoch FROM wait_until) * 1000000)::int8 ELSE 0 END \
+         FROM penstock.shard_instance WHERE shard = $1 AND instance = $2",
+    )
+    .bind(&key.0)
+    .bind(instance)
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.unwrap_or_default())
+}
+
+async fn penalise(connection: &mut sqlx::PgConnection, key: &LeaseKey, loser: &str, now: i64) -> Result<(), sqlx::Error> {
+    let losses: Option<i32> = sqlx::query_scalar(
+        "UPDATE penstock.shard_instance SET losses = losses + 1 WHERE shard = $1 AND instance = $2 RETURNING losses",
+    )
+    .bind(&key.0)
+    .bind(loser)
+    .fetch_optional(&mut *connection)
+    .await?;
+    if let Some(losses) = losses {
+        sqlx::query(
+            "UPDATE penstock.shard_instance SET wait_until = 'epoch'::timestamptz + $3 * interval '1 microsecond' \
+             WHERE shard = $1 AND instance = $2",
+        )
+        .bind(&key.0)
+        .bind(loser)
+        .bind(now + wait_after(losses))
+        .execute(connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Prolongs the lease, if it is still held.
+pub async fn renew(pool: &PgPool, key: &LeaseKey, me: &Me) -> Result<Kept, LeaseError> {
+    let set = format!("expires_at = clock_timestamp() + interval '{} seconds'", TTL.as_secs());
+    update(pool, key, me, &set, &[]).await
+}
+
+/// Lets anyone take the lease at once. The holder may go on until somebody does.
+pub async fn release(pool: &PgPool, key: &LeaseKey, me: &Me) -> Result<Kept, LeaseError> {
+    update(pool, key, me, "expires_at = least(expires_at, clock_timestamp())", &[]).await
+}
+
+/// Notes filters that are about to be subscribed.
+pub async fn add_filters(pool: &PgPool, key: &LeaseKey, me: &Me, filters: &[String]) -> Result<Kept, LeaseError> {
+    let set = "filters = ARRAY(SELECT DISTINCT f FROM unnest(filters || $4) f ORDER BY f)";
+    update(pool, key, me, set, filters).await
+}
+
+/// Notes filters that the session no longer has.
+pub async fn remove_filters(pool: &PgPool, key: &LeaseKey, me: &Me, filters: &[String]) -> Result<Kept, LeaseError> {
+    let set = "filters = ARRAY(SELECT f FROM unnest(filters) f WHERE f <> ALL ($4) ORDER BY f)";
+    update(pool, key, me, set, filters).await
+}
+
+/// Notes that the broker has a session.
+pub async fn set_session_existed(pool: &PgPool, key: &LeaseKey, me: &Me) -> Result<Kept, LeaseError> {
+    update(pool, key, me, "session_existed = true", &[]).await
+}
+
+/// Notes the plan generation that is followed.
+pub async fn set_generation(pool: &PgPool, key: &LeaseKey, me: &Me, generation: i64) -> Result<Kept, LeaseError> {
+    update(pool, key, me, &format!("plan_generation = greatest(plan_generation, {generation})"), &[]).await
+}
+
+/// Forgets the shard, at the end of its retirement.
+pub async fn forget(pool: &PgPool, key: &LeaseKey, me: &Me) -> Result<(), LeaseError> {
+    sqlx::query("DELETE FROM penstock.shard_lease WHERE shard = $1 AND instance = $2 AND incarnation = $3")
+        .bind(&key.0)
+        .bind(&me.instance)
+        .bind(me.incarnation)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// Changes the row if it is still held by this incarnation.
+async fn update(pool: &PgPool, key: &LeaseKey, me: &Me, set: &str, filters: &[String]) -> Result<Kept, LeaseError> {
+    let statement = format!(
+        "UPDATE penstock.shard_lease SET {set} \
+         WHERE shard = $1 AND instance = $2 AND incarnation = $3 AND $4::text[] IS NOT NULL"
+    );
+    let changed = sqlx::query(&statement)
+        .bind(&key.0)
+        .bind(&me.instance)
+        .bind(me.incarnation)
+        .bind(filters)
+        .execute(pool)
+        .await?
+        .rows_affected();
+    if changed > 0 {
+        return Ok(Kept::Held);
+    }
+    let holder: Option<Option<String>> = sqlx::query_scalar("SELECT instance FROM penstock.shard_lease WHERE shard = $1")
+        .bind(&key.0)
+        .fetch_optional(pool)
+        .await?;
+    Ok(Kept::Superseded { by: holder.flatten().unwrap_or_else(|| "nobody".to_owned()) })
+}

@@ -1,0 +1,153 @@
+//! Who may take a shard's lease. Pure: the row as it is, who asks, and the database's clock.
+
+use std::time::Duration;
+
+use crate::decode::Micros;
+
+/// How long a lease lasts after its last renewal.
+pub const TTL: Duration = Duration::from_secs(15);
+
+const FIRST_WAIT: Micros = 60_000_000;
+const LONGEST_WAIT: Micros = 600_000_000;
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To run the shard. `preflight`: that this worker could, was just tried.
+    Run {
+        /// Database, schema and broker answered.
+        preflight: bool,
+    },
+    /// To end the shard's session for good.
+    Retire,
+}
+
+/// The lease row as far as the rules look at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The holder's instance, if there ever was one.
+    pub instance: Option<String>,
+    /// The holder's rank.
+    pub rank: i64,
+    /// The holder retires the shard.
+    pub retiring: bool,
+    /// When it ends.
+    pub expires_at: Micros,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    /// Its instance.
+    pub instance: String,
+    /// Its rank: later registered, higher.
+    pub rank: i64,
+    /// It may not take an unexpired lease before this, because it lost one.
+    pub wait_until: Micros,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Take it. `supersedes`: an unexpired lease of another instance is taken.
+    Take {
+        /// Another instance loses an unexpired lease.
+        supersedes: bool,
+    },
+    /// It may be taken after a preflight.
+    Preflight,
+    /// Not now.
+    Wait(&'static str),
+}
+
+/// Who may take the lease.
+pub fn decide(held: &Held, asker: &Asker, purpose: Purpose, now: Micros) -> Decision {
+    let Some(holder) = &held.instance else {
+        return Decision::Take { supersedes: false };
+    };
+    if *holder == asker.instance {
+        // Its own old incarnation, which is gone or about to find out.
+        return Decision::Take { supersedes: false };
+    }
+    if now >= held.expires_at {
+        return Decision::Take { supersedes: false };
+    }
+    match purpose {
+        Purpose::Retire => Decision::Take { supersedes: true },
+        Purpose::Run { .. } if held.retiring => Decision::Wait("the shard is being retired"),
+        Purpose::Run { .. } if asker.rank <= held.rank => Decision::Wait("a newer instance runs the shard"),
+        Purpose::Run { .. } if now < asker.wait_until => Decision::Wait("this instance lost the shard before"),
+        Purpose::Run { preflight: false } => Decision::Preflight,
+        Purpose::Run { preflight: true } => Decision::Take { supersedes: true },
+    }
+}
+
+/// How long an instance that lost the lease so many times waits before it takes one by rank.
+pub fn wait_after(losses: i32) -> Micros {
+    FIRST_WAIT.saturating_mul(1 << losses.clamp(1, 16).saturating_sub(1)).min(LONGEST_WAIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn held(instance: &str, rank: i64, expires_at: Micros) -> Held {
+        Held { instance: Some(instance.into()), rank, retiring: false, expires_at }
+    }
+
+    fn asker(instance: &str, rank: i64) -> Asker {
+        Asker { instance: instance.into(), rank, wait_until: Micros::MIN }
+    }
+
+    const RUN: Purpose = Purpose::Run { preflight: true };
+
+    #[test]
+    fn the_holders_own_instance_retakes_at_once() {
+        assert_eq!(decide(&held("a", 1, 100), &asker("a", 1), RUN, 0), Decision::Take { supersedes: false });
+    }
+
+    #[test]
+    fn a_newer_instance_takes_over_only_after_a_preflight() {
+        let lease = held("a", 1, 100);
+        assert_eq!(decide(&lease, &asker("b", 2), Purpose::Run { preflight: false }, 0), Decision::Preflight);
+        assert_eq!(decide(&lease, &asker("b", 2), RUN, 0), Decision::Take { supersedes: true });
+    }
+
+    #[test]
+    fn a_retiring_shard_is_not_taken_by_rank() {
+        let lease = Held { retiring: true, ..held("a", 1, 100) };
+        assert!(matches!(decide(&lease, &asker("b", 2), RUN, 0), Decision::Wait(_)));
+        assert_eq!(decide(&lease, &asker("b", 2), RUN, 100), Decision::Take { supersedes: false });
+    }
+
+    #[test]
+    fn waits_double_from_one_minute_to_ten() {
+        let minutes: Vec<_> = (1..7).map(|losses| wait_after(losses) / 60_000_000).collect();
+        assert_eq!(minutes, [1, 2, 4, 8, 10, 10]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_superseded_instance_never_steals_an_unexpired_lease_back(rank in 1i64..100, older in 1i64..100, now in 0i64..1000, expires in 0i64..2000) {
+            prop_assume!(older <= rank && now < expires);
+            let decision = decide(&held("new", rank, expires), &asker("old", older), RUN, now);
+            prop_assert!(matches!(decision, Decision::Wait(_)));
+        }
+
+        #[test]
+        fn an_expired_lease_is_anyones(rank in 0i64..100, mine in 0i64..100, wait in any::<i64>(), retiring: bool, now in 0i64..1000) {
+            let lease = Held { retiring, ..held("a", rank, now) };
+            let me = Asker { wait_until: wait, ..asker("b", mine) };
+            prop_assert_eq!(decide(&lease, &me, RUN, now), Decision::Take { supersedes: false });
+        }
+
+        #[test]
+        fn an_instance_that_lost_a_lease_waits_before_it_takes_one_by_rank(now in 0i64..1000, wait in 0i64..2000) {
+            let me = Asker { wait_until: wait, ..asker("b", 2) };
+            let decision = decide(&held("a", 1, 5000), &me, RUN, now);
+            prop_assert_eq!(matches!(decision, Decision::Take { .. }), now >= wait);
+        }
+    }
+}

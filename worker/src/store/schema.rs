@@ -1,0 +1,195 @@
+//! The schema: made and brought up to date by its owner, only looked at by workers.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use sqlx::migrate::Migrator;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, Executor, PgConnection};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
+
+/// One migration runs at a time in a database.
+const LOCK: i64 = 0x7065_6e73_746f_636b;
+const LOCK_DEADLINE: Duration = Duration::from_mins(2);
+const LOCK_POLL: Duration = Duration::from_millis(200);
+
+/// Why the schema cannot be used or made.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// The database failed or refused.
+    #[error("{0}")]
+    Database(#[from] sqlx::Error),
+    /// A migration failed.
+    #[error("{0}")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+    /// Another migration holds the lock.
+    #[error("another migration has been running for {0:?}; try again when it is done")]
+    Busy(Duration),
+    /// There is no schema.
+    #[error("the database has no schema 'penstock'; run penstock-worker migrate")]
+    Missing,
+    /// The schema is older than the worker.
+    #[error("the schema is at version {found}, this worker needs {needed}; run penstock-worker migrate")]
+    TooOld {
+        /// Version in the database.
+        found: i64,
+        /// Version that the worker was built with.
+        needed: i64,
+    },
+}
+
+impl SchemaError {
+    /// A bounded word for why.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Database(_) => "database_away",
+            Self::Migration(_) => "migration_failed",
+            Self::Busy(_) => "migration_busy",
+            Self::Missing => "schema_missing",
+            Self::TooOld { .. } => "schema_too_old",
+        }
+    }
+}
+
+/// What a database is, and what it promises.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Version of the server.
+    pub server: String,
+    /// `TimescaleDB Community`, `TimescaleDB Apache` or `PostgreSQL`.
+    pub edition: &'static str,
+    /// Version of TimescaleDB.
+    pub timescaledb: Option<String>,
+    /// Version of the schema; `None` without one.
+    pub schema_version: Option<i64>,
+    /// Settings that let a commit be lost, and what else a user should know.
+    pub warnings: Vec<String>,
+}
+
+/// The version that this build makes and needs.
+pub fn needed_version() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// Makes the schema, or brings it up to date. Safe to run again, and by two at once. `worker` is
+/// the login of the workers, which is granted what they need.
+pub async fn migrate(owner: &PgConnectOptions, worker: Option<&str>) -> Result<Report, SchemaError> {
+    // A connection of its own, closed afterwards: what a failed migration leaves on it goes with it.
+    let mut connection = PgConnection::connect_with(owner).await?;
+    let result = migrate_on(&mut connection, worker).await;
+    connection.close().await.ok();
+    result
+}
+
+async fn migrate_on(connection: &mut PgConnection, worker: Option<&str>) -> Result<Report, SchemaError> {
+    // sqlx's own lock waits inside a statement, which deadlocks with migrations that wait for old
+    // snapshots, and its search path would put the bookkeeping into a schema of the user's.
+    let started = Instant::now();
+    while !sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut *connection).await? {
+        if started.elapsed() > LOCK_DEADLINE {
+            return Err(SchemaError::Busy(LOCK_DEADLINE));
+        }
+        tokio::time::sleep(LOCK_POLL).await;
+    }
+    let mut notes = extension(connection).await?;
+    connection.execute("CREATE SCHEMA IF NOT EXISTS penstock; SET search_path = penstock, public; SET lock_timeout = '3s'").await?;
+    let migrator =
+        Migrator { migrations: MIGRATIONS.migrations.clone(), ignore_missing: true, locking: false, no_tx: false };
+    migrator.run_direct(&mut *connection).await?;
+    if let Some(worker) = worker {
+        notes.extend(grant(connection, worker).await?);
+    }
+    let mut report = inspect(connection).await?;
+    report.warnings.extend(notes);
+    Ok(report)
+}
+
+/// Creates the extension where the server has it. Without it samples are one plain table.
+async fn extension(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    let available: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')")
+            .fetch_one(&mut *connection)
+            .await?;
+    if !available {
+        return Ok(Vec::new());
+    }
+    match connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb").await {
+        Ok(_) => Ok(Vec::new()),
+        Err(error @ sqlx::Error::Database(_)) => {
+            Ok(vec![format!("TimescaleDB is available but could not be created: {error}")])
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the workers' login a member of their group.
+async fn grant(connection: &mut PgConnection, login: &str) -> Result<Option<String>, sqlx::Error> {
+    let member: Option<bool> = sqlx::query_scalar(
+        "SELECT pg_has_role(l.oid, g.oid, 'USAGE') FROM pg_roles l, pg_roles g WHERE l.rolname = $1 AND g.rolname = 'penstock_worker'",
+    )
+    .bind(login)
+    .fetch_optional(&mut *connection)
+    .await?;
+    if member == Some(true) {
+        return Ok(None);
+    }
+    let quoted = format!("\"{}\"", login.replace('"', "\"\""));
+    let statement = format!("GRANT penstock_worker TO {quoted}");
+    match connection.execute(statement.as_str()).await {
+        Ok(_) => Ok(None),
+        Err(error @ sqlx::Error::Database(_)) => {
+            Ok(Some(format!("the workers' login needs '{statement}', which this user may not do: {error}")))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What the database is.
+pub async fn inspect(connection: &mut PgConnection) -> Result<Report, SchemaError> {
+    let (server, timescaledb, licence): (String, Option<String>, Option<String>) = sqlx::query_as(
+        "SELECT current_setting('server_version'), \
+                (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'), \
+                current_setting('timescaledb.license', true)",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let edition = match (&timescaledb, licence.as_deref()) {
+        (Some(_), Some("timescale")) => "TimescaleDB Community",
+        (Some(_), _) => "TimescaleDB Apache",
+        (None, _) => "PostgreSQL",
+    };
+    let mut warnings = Vec::new();
+    for (setting, risk) in [
+        ("fsync", "a crash of the server loses or corrupts committed rows"),
+        ("full_page_writes", "a crash of the machine corrupts tables"),
+    ] {
+        let value: String = sqlx::query_scalar("SELECT current_setting($1)").bind(setting).fetch_one(&mut *connection).await?;
+        if value == "off" {
+            warnings.push(format!("{setting}=off: {risk}"));
+        }
+    }
+    let found = found_version(connection).await?;
+    Ok(Report { server, edition, timescaledb, schema_version: found, warnings })
+}
+
+async fn found_version(connection: &mut PgConnection) -> Result<Option<i64>, sqlx::Error> {
+    let present: bool = sqlx::query_scalar("SELECT to_regclass('penstock._sqlx_migrations') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await?;
+    if !present {
+        return Ok(None);
+    }
+    sqlx::query_scalar("SELECT max(version) FROM penstock._sqlx_migrations WHERE success").fetch_one(connection).await
+}
+
+/// Refuses a database whose schema is missing or older than this build. A newer one is accepted:
+/// migrations expand before they contract.
+pub async fn require(connection: &mut PgConnection) -> Result<(), SchemaError> {
+    match found_version(connection).await? {
+        None => Err(SchemaError::Missing),
+        Some(found) if found < needed_version() => Err(SchemaError::TooOld { found, needed: needed_version() }),
+        Some(_) => Ok(()),
+    }
+}
