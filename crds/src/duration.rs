@@ -33,10 +33,18 @@ impl FromStr for Duration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is not a duration; write a whole number and a unit, such as 5ms, 30s, 10m, 24h or 365d");
+        let wrong = || {
+            format!(
+                "'{text}' is not a duration; write a whole number and a unit, such as 5ms, 30s, 10m, 24h or 365d"
+            )
+        };
         let unit = text.find(|c: char| !c.is_ascii_digit());
         let Some(unit) = unit else {
-            return Err(if text.is_empty() { wrong() } else { format!("'{text}' has no unit; write {text}s for seconds") });
+            return Err(if text.is_empty() {
+                wrong()
+            } else {
+                format!("'{text}' has no unit; write {text}s for seconds")
+            });
         };
         let (number, unit) = text.split_at(unit);
         let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -114,7 +122,9 @@ mod tests {
 
     #[test]
     fn units_mean_what_they_say() {
-        for (text, millis) in [("5ms", 5), ("30s", 30_000), ("2m", 120_000), ("24h", 86_400_000), ("365d", 31_536_000_000)] {
+        for (text, millis) in
+            [("5ms", 5), ("30s", 30_000), ("2m", 120_000), ("24h", 86_400_000), ("365d", 31_536_000_000)]
+        {
             assert_eq!(text.parse::<Duration>().unwrap().get().as_millis(), millis, "{text}");
         }
     }

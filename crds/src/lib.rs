@@ -6,6 +6,9 @@
 //! - [`plan`]: which keys a shard owns.
 //! - [`validate`]: what a schema cannot say.
 
+// kube's derive takes one attribute for each printer column.
+#![allow(clippy::duplicated_attributes)]
+
 pub mod duration;
 pub mod manifest;
 pub mod operations;

@@ -42,7 +42,9 @@ impl Manifest {
     /// Reads a file that holds one `IngestPipeline` and the `TelemetryStore` it names.
     pub fn parse(text: &str) -> Result<Self, ManifestError> {
         let (pipelines, stores) = documents(text)?;
-        let missing = |kind: &str| ManifestError::Documents(format!("the file holds no {kind}; add one as a document of its own"));
+        let missing = |kind: &str| {
+            ManifestError::Documents(format!("the file holds no {kind}; add one as a document of its own"))
+        };
         let [pipeline] = <[IngestPipeline; 1]>::try_from(pipelines).map_err(|found| {
             if found.is_empty() {
                 missing("IngestPipeline")
@@ -73,8 +75,9 @@ impl Manifest {
     /// Reads the store alone, for migrations.
     pub fn parse_store(text: &str) -> Result<TelemetryStore, ManifestError> {
         let (_, stores) = documents(text)?;
-        let [store] = <[TelemetryStore; 1]>::try_from(stores)
-            .map_err(|_| ManifestError::Documents("the file must hold exactly one TelemetryStore".to_owned()))?;
+        let [store] = <[TelemetryStore; 1]>::try_from(stores).map_err(|_| {
+            ManifestError::Documents("the file must hold exactly one TelemetryStore".to_owned())
+        })?;
         let errors = validate::store(&store.spec);
         if errors.is_empty() { Ok(store) } else { Err(ManifestError::Fields(errors)) }
     }
@@ -107,7 +110,8 @@ fn documents(text: &str) -> Result<(Vec<IngestPipeline>, Vec<TelemetryStore>), M
         serde_saphyr::from_multiple(text).map_err(|error| ManifestError::Yaml(error.to_string()))?;
     let (mut pipelines, mut stores) = (Vec::new(), Vec::new());
     for document in documents.into_iter().filter(|document| !document.is_null()) {
-        let text_of = |field: &str| document.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text_of =
+            |field: &str| document.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (version, kind) = (text_of("apiVersion"), text_of("kind"));
         if version != "penstock.dev/v1alpha1" {
             return Err(ManifestError::Documents(format!(
@@ -188,15 +192,51 @@ mod tests {
     #[test]
     fn each_mistake_is_named_with_its_path_and_what_would_be_right() {
         for (wrong, right, message) in [
-            ("keepAliv: 30s", "keepAlive: 30s", "spec.source.mqtt.keepAliv: 'keepAliv' is no field that is known here; did you mean 'keepAlive'?"),
-            ("keepAlive: 30", "keepAlive: 30s", "spec.source.mqtt.keepAlive: '30' has no unit; write 30s for seconds"),
-            ("traksense/#/telem", "traksense/+/+/+/telem", "spec.source.mqtt.subscriptions[0].filter: '#' stands in the middle; write '#' as the last level only, or '+' for one level"),
-            ("{site}/{kind}", "{site}/{device}/{kind}", "spec.source.mqtt.layout: has no {device}; name the level that tells the device, as in traksense/{tenant}/{site}/{device}/{kind}"),
-            ("maxAge: 365d", "maxAge: 30d", "spec.accept.maxAge: 365d is not shorter than the store's retention of 365d; write less than the retention, or what is accepted may be deleted at once"),
-            ("protocol: V4", "protocol: V5", "spec.source.mqtt.protocol: 'V4' is no value that is known here; did you mean 'V5'?"),
-            ("mqtt://me:secret@127.0.0.1:1883", "mqtt://127.0.0.1:1883", "spec.source.mqtt.url: holds a user name or password; name Secrets in spec.source.mqtt.auth instead"),
-            ("storeRef: {name: other}", "storeRef: {name: main}", "spec.sink.storeRef.name: the file holds no TelemetryStore 'other'; name one that is there"),
-            ("kind: Pipeline", "kind: IngestPipeline", "kind: 'Pipeline' is not known; write IngestPipeline or TelemetryStore"),
+            (
+                "keepAliv: 30s",
+                "keepAlive: 30s",
+                "spec.source.mqtt.keepAliv: 'keepAliv' is no field that is known here; did you mean 'keepAlive'?",
+            ),
+            (
+                "keepAlive: 30",
+                "keepAlive: 30s",
+                "spec.source.mqtt.keepAlive: '30' has no unit; write 30s for seconds",
+            ),
+            (
+                "traksense/#/telem",
+                "traksense/+/+/+/telem",
+                "spec.source.mqtt.subscriptions[0].filter: '#' stands in the middle; write '#' as the last level only, or '+' for one level",
+            ),
+            (
+                "{site}/{kind}",
+                "{site}/{device}/{kind}",
+                "spec.source.mqtt.layout: has no {device}; name the level that tells the device, as in traksense/{tenant}/{site}/{device}/{kind}",
+            ),
+            (
+                "maxAge: 365d",
+                "maxAge: 30d",
+                "spec.accept.maxAge: 365d is not shorter than the store's retention of 365d; write less than the retention, or what is accepted may be deleted at once",
+            ),
+            (
+                "protocol: V4",
+                "protocol: V5",
+                "spec.source.mqtt.protocol: 'V4' is no value that is known here; did you mean 'V5'?",
+            ),
+            (
+                "mqtt://me:secret@127.0.0.1:1883",
+                "mqtt://127.0.0.1:1883",
+                "spec.source.mqtt.url: holds a user name or password; name Secrets in spec.source.mqtt.auth instead",
+            ),
+            (
+                "storeRef: {name: other}",
+                "storeRef: {name: main}",
+                "spec.sink.storeRef.name: the file holds no TelemetryStore 'other'; name one that is there",
+            ),
+            (
+                "kind: Pipeline",
+                "kind: IngestPipeline",
+                "kind: 'Pipeline' is not known; write IngestPipeline or TelemetryStore",
+            ),
         ] {
             assert_eq!(refused(wrong, right), message);
         }

@@ -25,7 +25,11 @@ use crate::{Duration, Size};
         status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
     ),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
     printcolumn(name = "Shards", type_ = "integer", json_path = ".status.replicas"),
     printcolumn(name = "Wanted", type_ = "integer", json_path = ".spec.replicas"),
     printcolumn(
@@ -289,7 +293,11 @@ pub struct Accept {
 
 impl Default for Accept {
     fn default() -> Self {
-        Self { max_age: Duration::of_millis(seconds(30 * 86400)), max_ahead: Duration::of_millis(seconds(600)), receive_time: ReceiveTime::Reject }
+        Self {
+            max_age: Duration::of_millis(seconds(30 * 86400)),
+            max_ahead: Duration::of_millis(seconds(600)),
+            receive_time: ReceiveTime::Reject,
+        }
     }
 }
 

@@ -59,7 +59,9 @@ impl ShardPlan {
             }
             ShardBy::Shared => all
                 .iter()
-                .map(|subscription| of(format!("$share/{group}/{}", subscription.filter), subscription.format))
+                .map(|subscription| {
+                    of(format!("$share/{group}/{}", subscription.filter), subscription.format)
+                })
                 .collect(),
         }
     }

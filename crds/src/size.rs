@@ -35,7 +35,11 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is not a size; write a whole number of bytes, or one with a unit such as 500k, 1Mi or 10Gi");
+        let wrong = || {
+            format!(
+                "'{text}' is not a size; write a whole number of bytes, or one with a unit such as 500k, 1Mi or 10Gi"
+            )
+        };
         let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
         let number: u64 = number.parse().map_err(|_| wrong())?;
         let factor: u64 = match unit {

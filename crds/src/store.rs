@@ -111,7 +111,10 @@ pub struct DeadLetters {
 
 impl Default for DeadLetters {
     fn default() -> Self {
-        Self { retention: Some(Duration::of_millis(30 * 86_400_000)), max_size: Some(Size::of_bytes(10 << 30)) }
+        Self {
+            retention: Some(Duration::of_millis(30 * 86_400_000)),
+            max_size: Some(Size::of_bytes(10 << 30)),
+        }
     }
 }
 

@@ -18,7 +18,10 @@ pub fn check_filter(filter: &str) -> Result<(), (String, String)> {
             return wrong("'#' shares its level with other characters", "make '#' the whole last level");
         }
         if *level == "#" && index + 1 != levels.len() {
-            return wrong("'#' stands in the middle", "write '#' as the last level only, or '+' for one level");
+            return wrong(
+                "'#' stands in the middle",
+                "write '#' as the last level only, or '+' for one level",
+            );
         }
         if level.contains('+') && *level != "+" {
             return wrong("'+' shares its level with other characters", "make '+' the whole level");
@@ -74,7 +77,10 @@ impl Layout {
                     );
                 }
                 literal if literal.contains(['+', '#', '\0']) => {
-                    return wrong(format!("the level '{literal}' holds a wildcard or NUL"), "use placeholders, not wildcards");
+                    return wrong(
+                        format!("the level '{literal}' holds a wildcard or NUL"),
+                        "use placeholders, not wildcards",
+                    );
                 }
                 literal => Level::Literal(literal.to_owned()),
             };
@@ -148,7 +154,13 @@ mod tests {
         for good in ["t/{tenant}/{site}/{device}/{kind}", "{device}"] {
             assert!(Layout::parse(good).is_ok(), "{good}");
         }
-        for bad in ["t/{tenant}", "{tenant}/{device}/{device}", "{tenant}/{device}/{x}", "{tenant}/a{device}", "{tenant}/{device}/#"] {
+        for bad in [
+            "t/{tenant}",
+            "{tenant}/{device}/{device}",
+            "{tenant}/{device}/{x}",
+            "{tenant}/a{device}",
+            "{tenant}/{device}/#",
+        ] {
             assert!(Layout::parse(bad).is_err(), "{bad}");
         }
     }

@@ -59,13 +59,20 @@ pub fn pipeline(spec: &IngestPipelineSpec) -> Vec<FieldError> {
         errors.add("spec.batch.maxBytes", "is 0", "write a size such as 8Mi");
     }
     if batch.linger.get() > Duration::from_secs(1) {
-        errors.add("spec.batch.linger", format!("{} is longer than a second", batch.linger), "write 0ms to 1s");
+        errors.add(
+            "spec.batch.linger",
+            format!("{} is longer than a second", batch.linger),
+            "write 0ms to 1s",
+        );
     }
     let (least, most) = (spec.source.mqtt.max_packet_size.bytes(), u64::from(u32::MAX));
     if batch.max_in_hand.bytes() <= least || batch.max_in_hand.bytes() > most {
         errors.add(
             "spec.batch.maxInHand",
-            format!("{} cannot hold a message of spec.source.mqtt.maxPacketSize, or is 4Gi or more", batch.max_in_hand),
+            format!(
+                "{} cannot hold a message of spec.source.mqtt.maxPacketSize, or is 4Gi or more",
+                batch.max_in_hand
+            ),
             "write a size above maxPacketSize, such as 64Mi",
         );
     }
@@ -85,10 +92,20 @@ fn mqtt(mqtt: &Mqtt, errors: &mut Errors) {
     let path = |field: &str| format!("spec.source.mqtt.{field}");
     match Url::parse(&mqtt.url) {
         Ok(url) if !url.username().is_empty() || url.password().is_some() => {
-            errors.add(path("url"), "holds a user name or password", "name Secrets in spec.source.mqtt.auth instead");
+            errors.add(
+                path("url"),
+                "holds a user name or password",
+                "name Secrets in spec.source.mqtt.auth instead",
+            );
         }
-        Ok(url) if matches!(url.scheme(), "mqtt" | "mqtts") && url.host_str().is_some_and(|host| !host.is_empty()) => {}
-        _ => errors.add(path("url"), "is not the URL of an MQTT broker", "write mqtt://host:1883 or mqtts://host:8883"),
+        Ok(url)
+            if matches!(url.scheme(), "mqtt" | "mqtts")
+                && url.host_str().is_some_and(|host| !host.is_empty()) => {}
+        _ => errors.add(
+            path("url"),
+            "is not the URL of an MQTT broker",
+            "write mqtt://host:1883 or mqtts://host:8883",
+        ),
     }
     let mut seen = BTreeSet::new();
     for (index, subscription) in mqtt.subscriptions.iter().enumerate() {
@@ -96,7 +113,11 @@ fn mqtt(mqtt: &Mqtt, errors: &mut Errors) {
         if let Err((problem, remedy)) = check_filter(&subscription.filter) {
             errors.add(path, problem, remedy);
         } else if !seen.insert(&subscription.filter) {
-            errors.add(path, format!("'{}' is there twice", subscription.filter), "subscribe each filter once");
+            errors.add(
+                path,
+                format!("'{}' is there twice", subscription.filter),
+                "subscribe each filter once",
+            );
         }
     }
     if mqtt.subscriptions.is_empty() {
@@ -106,9 +127,15 @@ fn mqtt(mqtt: &Mqtt, errors: &mut Errors) {
         errors.add(path("layout"), problem, remedy);
     }
     if let Some(prefix) = &mqtt.client_id_prefix
-        && (prefix.is_empty() || prefix.len() > 200 || prefix.chars().any(|c| c.is_control() || "+#/".contains(c)))
+        && (prefix.is_empty()
+            || prefix.len() > 200
+            || prefix.chars().any(|c| c.is_control() || "+#/".contains(c)))
     {
-        errors.add(path("clientIdPrefix"), "is no client id", "write 1 to 200 letters, digits, '-', '_' or '.'");
+        errors.add(
+            path("clientIdPrefix"),
+            "is no client id",
+            "write 1 to 200 letters, digits, '-', '_' or '.'",
+        );
     }
     errors.in_range(&path("receiveMaximum"), &mqtt.receive_maximum, &1, &65_535);
     errors.in_range(&path("sessions"), &mqtt.sessions, &1, &64);
@@ -123,7 +150,11 @@ fn mqtt(mqtt: &Mqtt, errors: &mut Errors) {
         );
     }
     if mqtt.max_packet_size.bytes() == 0 || mqtt.max_packet_size.bytes() > 268_435_455 {
-        errors.add(path("maxPacketSize"), format!("{} is out of range", mqtt.max_packet_size), "write 1 to 268435455 bytes");
+        errors.add(
+            path("maxPacketSize"),
+            format!("{} is out of range", mqtt.max_packet_size),
+            "write 1 to 268435455 bytes",
+        );
     }
     if let Some(ca) = mqtt.tls.as_ref().and_then(|tls| tls.ca.as_ref())
         && ca.config_map_key_ref.is_some() == ca.secret_key_ref.is_some()
@@ -151,7 +182,11 @@ fn sharding(spec: &IngestPipelineSpec, errors: &mut Errors) {
             }
         }
         _ if !sharding.tenants.is_empty() => {
-            errors.add("spec.sharding.tenants", "is given, but sharding is not by tenant", "remove it, or set spec.sharding.by: Tenant");
+            errors.add(
+                "spec.sharding.tenants",
+                "is given, but sharding is not by tenant",
+                "remove it, or set spec.sharding.by: Tenant",
+            );
         }
         ShardBy::Shared if mqtt.session_expiry.get() > SHARED_EXPIRY => errors.add(
             "spec.source.mqtt.sessionExpiry",
@@ -172,7 +207,11 @@ pub fn store(spec: &TelemetryStoreSpec) -> Vec<FieldError> {
     let mut errors = Errors::default();
     match spec.tenants.mode {
         TenantMode::Listed if spec.tenants.names.is_empty() => {
-            errors.add("spec.tenants.names", "is empty", "list the tenants that may store, or set mode: Auto");
+            errors.add(
+                "spec.tenants.names",
+                "is empty",
+                "list the tenants that may store, or set mode: Auto",
+            );
         }
         TenantMode::Auto if !spec.tenants.names.is_empty() => {
             errors.add("spec.tenants.names", "is given, but mode is Auto", "set mode: Listed, or remove it");

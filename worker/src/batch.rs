@@ -194,9 +194,12 @@ impl Batch {
             .chain(self.metadata.drain(..).map(|row| row.delivery))
             .map(|delivery| (delivery, None));
         let detail = detail.to_owned();
-        self.dead.extend(
-            parts.chain(others).map(|(delivery, part)| DeadRow { delivery, part, reason, detail: detail.clone() }),
-        );
+        self.dead.extend(parts.chain(others).map(|(delivery, part)| DeadRow {
+            delivery,
+            part,
+            reason,
+            detail: detail.clone(),
+        }));
     }
 
     /// Splits the deliveries in two halves, each with its rows.
@@ -273,7 +276,12 @@ mod tests {
     #[test]
     fn equal_samples_fold_and_of_unequal_ones_the_first_received_stays() {
         let mut batch = Batch {
-            samples: vec![sample(2, 5, 1.0, 0), sample(1, 5, 7.0, 1), sample(2, 5, 1.0, 2), sample(2, 5, 3.0, 3)],
+            samples: vec![
+                sample(2, 5, 1.0, 0),
+                sample(1, 5, 7.0, 1),
+                sample(2, 5, 1.0, 2),
+                sample(2, 5, 3.0, 3),
+            ],
             ..Batch::default()
         };
         batch.fold();

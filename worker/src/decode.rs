@@ -4,6 +4,7 @@
 //! leaves as a [`Reject`].
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use penstock_crds::Format;
@@ -150,6 +151,8 @@ pub struct Rules {
 pub struct Decoder {
     layout: Layout,
     rules: Rules,
+    /// Who may store; everybody, if not given.
+    tenants: Option<BTreeSet<String>>,
 }
 
 /// A message that is decoded: its text, and what the format needs to know of it.
@@ -163,12 +166,13 @@ struct Message<'a> {
 type Decode = for<'a> fn(&Message<'a>, &mut Content<'a>) -> Result<(), Reject>;
 
 /// The formats of Penstock's normalized JSON by the topic's kind.
-const KINDS: [(&str, Decode); 3] = [("telem", telemetry_v1::decode), ("ack", ack_v1::decode), ("event", event_v1::decode)];
+const KINDS: [(&str, Decode); 3] =
+    [("telem", telemetry_v1::decode), ("ack", ack_v1::decode), ("event", event_v1::decode)];
 
 impl Decoder {
     /// A decoder for topics of this layout.
-    pub fn new(layout: Layout, rules: Rules) -> Self {
-        Self { layout, rules }
+    pub fn new(layout: Layout, rules: Rules, tenants: Option<BTreeSet<String>>) -> Self {
+        Self { layout, rules, tenants }
     }
 
     /// Decodes a message. Each part of it is an item or a reject; without a source all is a reject.
@@ -194,7 +198,8 @@ impl Decoder {
         let Named { tenant, site, device, kind } =
             self.layout.split(topic).ok_or_else(|| invalid("the topic does not fit the layout"))?;
         let name = |level: &'a [u8], what: &str| {
-            let text = std::str::from_utf8(level).map_err(|_| invalid(&format!("the {what} is not UTF-8")))?;
+            let text =
+                std::str::from_utf8(level).map_err(|_| invalid(&format!("the {what} is not UTF-8")))?;
             if text.len() > MAX_NAME {
                 return Err(invalid(&format!("the {what} is longer than {MAX_NAME} bytes")));
             }
@@ -203,11 +208,19 @@ impl Decoder {
             }
             Ok(text)
         };
-        let source = Source { tenant: name(tenant, "tenant")?, site: name(site, "site")?, device: name(device, "device")? };
+        let source = Source {
+            tenant: name(tenant, "tenant")?,
+            site: name(site, "site")?,
+            device: name(device, "device")?,
+        };
         if source.device.is_empty() || (self.layout.names_tenant() && source.tenant.is_empty()) {
             return Err(invalid("the tenant or the device is empty"));
         }
         let tenant = if source.tenant.is_empty() { ONLY_TENANT } else { source.tenant };
+        if self.tenants.as_ref().is_some_and(|listed| !listed.contains(tenant)) {
+            let detail = format!("tenant '{tenant}' is not in the store's spec.tenants.names");
+            return Err(Reject::whole(Reason::UnknownTenant, &detail));
+        }
         Ok((Source { tenant, ..source }, kind.map(|kind| name(kind, "kind")).transpose()?))
     }
 
@@ -229,8 +242,9 @@ impl Decoder {
             );
             return Err(Reject::whole(Reason::TooLarge, &detail));
         }
-        let text = std::str::from_utf8(input.payload)
-            .map_err(|error| Reject::whole(Reason::InvalidEncoding, &format!("the payload is not UTF-8: {error}")))?;
+        let text = std::str::from_utf8(input.payload).map_err(|error| {
+            Reject::whole(Reason::InvalidEncoding, &format!("the payload is not UTF-8: {error}"))
+        })?;
         let message = Message { input: *input, rules: self.rules, text };
         let decode = match format {
             // Further formats are chosen here.

@@ -58,8 +58,12 @@ impl Draft {
         dictionary: &Dictionary,
         decode: impl for<'a> FnOnce(&Input<'a>) -> (Option<Source<'a>>, Content<'a>),
     ) {
-        let input =
-            Input { topic: &delivery.topic, payload: &delivery.payload, received_at: delivery.received_at, now };
+        let input = Input {
+            topic: &delivery.topic,
+            payload: &delivery.payload,
+            received_at: delivery.received_at,
+            now,
+        };
         let (source, content) = decode(&input);
         let index = self.batch.deliveries.len() as u32;
         let tally = Tally {
@@ -130,7 +134,12 @@ impl Draft {
                 delivery: index,
             })
         }))
-        .chain(content.events.into_iter().map(|event| Pending::Event(event_row(event, device_id, delivery, index))))
+        .chain(
+            content
+                .events
+                .into_iter()
+                .map(|event| Pending::Event(event_row(event, device_id, delivery, index))),
+        )
         .chain(content.metadata.map(|metadata| {
             Pending::Metadata(MetadataRow {
                 device_id,

@@ -32,7 +32,7 @@ impl Formats {
 }
 
 /// The filter within a shared subscription (MQTT-4.8.2).
-fn unshared(filter: &str) -> &str {
+pub fn unshared(filter: &str) -> &str {
     filter.strip_prefix("$share/").and_then(|rest| rest.split_once('/')).map_or(filter, |(_, filter)| filter)
 }
 
@@ -73,7 +73,8 @@ mod tests {
     #[test]
     fn the_first_matching_subscription_gives_the_format() {
         let subscription = |filter: &str, format| Subscription { filter: filter.into(), format };
-        let formats = Formats::new(&[subscription("$share/g/a/#", Format::V1), subscription("#", Format::Auto)]);
+        let formats =
+            Formats::new(&[subscription("$share/g/a/#", Format::V1), subscription("#", Format::Auto)]);
         assert_eq!(formats.of(b"a/b"), Format::V1);
         assert_eq!(formats.of(b"b"), Format::Auto);
     }

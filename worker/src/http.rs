@@ -114,8 +114,11 @@ pub fn router(pages: Arc<Pages>) -> Router {
 
 async fn livez(State(pages): State<Arc<Pages>>) -> Response {
     let stillness = pages.pulse.stillness();
-    let code =
-        if stillness <= pages.limits.max_stillness { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+    let code = if stillness <= pages.limits.max_stillness {
+        StatusCode::OK
+    } else {
+        StatusCode::INTERNAL_SERVER_ERROR
+    };
     (code, Json(serde_json::json!({ "still_seconds": stillness.as_secs_f64() }))).into_response()
 }
 
@@ -215,7 +218,9 @@ impl Pages {
             .iter()
             .filter_map(|(filter, grant)| match grant {
                 Some(Ok(qos)) if *qos >= 1 => None,
-                Some(Ok(qos)) => Some(("subscription_refused", format!("{filter}: granted at QoS {qos} only"))),
+                Some(Ok(qos)) => {
+                    Some(("subscription_refused", format!("{filter}: granted at QoS {qos} only")))
+                }
                 Some(Err(why)) => Some(("subscription_refused", format!("{filter}: {why}"))),
                 None => Some(("subscribing", format!("{filter}: no SUBACK yet"))),
             })

@@ -2,6 +2,7 @@
 //! transaction that holds it is committed.
 
 pub mod batch;
+pub mod check;
 pub mod clock;
 pub mod decode;
 pub mod delivery;
@@ -10,7 +11,11 @@ pub mod formats;
 pub mod http;
 pub mod inbox;
 pub mod ingest;
+pub mod logging;
 pub mod metrics;
 pub mod mqtt;
+pub mod retire;
+pub mod settings;
+pub mod shard;
 pub mod store;
 pub mod tenure;

@@ -2,7 +2,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::decode::Reason;
@@ -105,8 +106,16 @@ impl Metrics {
         let metrics = Self {
             received: counter(&r, "received_total", "Deliveries taken in.")?,
             committed: counter(&r, "committed_total", "Deliveries whose transaction is committed.")?,
-            abandoned: counter(&r, "abandoned_total", "Deliveries given up uncommitted at exit; the broker has them.")?,
-            dropped_qos0: counter(&r, "dropped_qos0_total", "QoS 0 deliveries dropped at a full byte budget.")?,
+            abandoned: counter(
+                &r,
+                "abandoned_total",
+                "Deliveries given up uncommitted at exit; the broker has them.",
+            )?,
+            dropped_qos0: counter(
+                &r,
+                "dropped_qos0_total",
+                "QoS 0 deliveries dropped at a full byte budget.",
+            )?,
             in_flight: gauge(&r, "in_flight", "Deliveries in hand, not yet committed.")?,
             items: counters(&r, "items_total", "Items of committed deliveries, by kind.", "kind")?,
             outcomes: counters(&r, "outcomes_total", "What became of these items.", "outcome")?,
@@ -117,28 +126,76 @@ impl Metrics {
             batch_size: histogram(&r, "batch_size", "Messages in a batch.", &COUNT_BUCKETS)?,
             batch_rows: histogram(&r, "batch_rows", "Rows in a batch.", &COUNT_BUCKETS)?,
             batch_bytes: histogram(&r, "batch_bytes", "Payload bytes in a batch.", &BYTES_BUCKETS)?,
-            batch_trigger: counters(&r, "batch_trigger_total", "What ended the gathering of a batch.", "trigger")?,
-            latency: histogram(&r, "latency_seconds", "Device time to commit, by the database's clock.", &LATENCY_BUCKETS)?,
-            latency_negative: counter(&r, "latency_negative_total", "Samples whose device time is after their commit.")?,
+            batch_trigger: counters(
+                &r,
+                "batch_trigger_total",
+                "What ended the gathering of a batch.",
+                "trigger",
+            )?,
+            latency: histogram(
+                &r,
+                "latency_seconds",
+                "Device time to commit, by the database's clock.",
+                &LATENCY_BUCKETS,
+            )?,
+            latency_negative: counter(
+                &r,
+                "latency_negative_total",
+                "Samples whose device time is after their commit.",
+            )?,
             queue_size: gauge(&r, "queue_size", "Deliveries in hand that no writer has taken.")?,
             queue_fill: float_gauge(&r, "queue_fill_ratio", "Share of the byte budget in use.")?,
-            commit_seconds: histogram(&r, "commit_seconds", "Seconds a committed transaction took.", &COMMIT_BUCKETS)?,
+            commit_seconds: histogram(
+                &r,
+                "commit_seconds",
+                "Seconds a committed transaction took.",
+                &COMMIT_BUCKETS,
+            )?,
             db_errors: counters(&r, "db_errors_total", "Failed attempts to commit, by class.", "class")?,
             breaker: gauge(&r, "db_breaker_state", "Circuit breaker: 0 closed, 1 half open, 2 open.")?,
             staged_batches: counter(&r, "staged_batches_total", "Batches committed through staging.")?,
-            window_observed: gauge(&r, "mqtt_window_observed", "Most deliveries seen unacknowledged at once in this epoch.")?,
+            window_observed: gauge(
+                &r,
+                "mqtt_window_observed",
+                "Most deliveries seen unacknowledged at once in this epoch.",
+            )?,
             unacked: gauge(&r, "mqtt_unacked", "Deliveries not yet acknowledged.")?,
-            oldest_unacked: float_gauge(&r, "oldest_unacked_seconds", "How long the oldest delivery waits for its acknowledgement.")?,
+            oldest_unacked: float_gauge(
+                &r,
+                "oldest_unacked_seconds",
+                "How long the oldest delivery waits for its acknowledgement.",
+            )?,
             epoch: gauge(&r, "mqtt_epoch", "Broker connections since start.")?,
             connected: gauge(&r, "mqtt_connected", "1 while connected and subscribed.")?,
             lease_held: gauge(&r, "lease_held", "1 while the shard's lease is held.")?,
-            disconnects: counters(&r, "mqtt_disconnects_total", "Broker connections that ended, by reason.", "reason")?,
-            sessions_lost: counter(&r, "mqtt_sessions_lost_total", "Sessions the broker no longer had; what it queued is gone.")?,
-            stale_acks: counter(&r, "stale_acks_dropped_total", "Acknowledgements not sent because their epoch was over.")?,
-            qos0_received: counter(&r, "qos0_received_total", "Deliveries received at QoS 0, which nothing protects.")?,
+            disconnects: counters(
+                &r,
+                "mqtt_disconnects_total",
+                "Broker connections that ended, by reason.",
+                "reason",
+            )?,
+            sessions_lost: counter(
+                &r,
+                "mqtt_sessions_lost_total",
+                "Sessions the broker no longer had; what it queued is gone.",
+            )?,
+            stale_acks: counter(
+                &r,
+                "stale_acks_dropped_total",
+                "Acknowledgements not sent because their epoch was over.",
+            )?,
+            qos0_received: counter(
+                &r,
+                "qos0_received_total",
+                "Deliveries received at QoS 0, which nothing protects.",
+            )?,
             oversize: counter(&r, "oversize_total", "Deliveries larger than maxPacketSize.")?,
             redelivered: counter(&r, "redelivered_total", "Deliveries with the DUP flag.")?,
-            late: counter(&r, "late_rows_total", "Rows refused because their time is outside the accept window.")?,
+            late: counter(
+                &r,
+                "late_rows_total",
+                "Rows refused because their time is outside the accept window.",
+            )?,
             series_cached: gauge(&r, "series_cached", "Series in the cache.")?,
             registry: r,
         };
@@ -175,7 +232,12 @@ fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, pr
     register(registry, IntCounter::new(format!("ingest_{name}"), help)?)
 }
 
-fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> Result<IntCounterVec, prometheus::Error> {
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+) -> Result<IntCounterVec, prometheus::Error> {
     register(registry, IntCounterVec::new(Opts::new(format!("ingest_{name}"), help), &[label])?)
 }
 
@@ -187,7 +249,12 @@ fn float_gauge(registry: &Registry, name: &str, help: &str) -> Result<Gauge, pro
     register(registry, Gauge::new(format!("ingest_{name}"), help)?)
 }
 
-fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
+fn histogram(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    buckets: &[f64],
+) -> Result<Histogram, prometheus::Error> {
     let options = HistogramOpts::new(format!("ingest_{name}"), help).buckets(buckets.to_vec());
     register(registry, Histogram::with_opts(options)?)
 }

@@ -88,7 +88,14 @@ pub struct Tenure {
 
 impl Tenure {
     /// A lease that was acquired by a question asked at `asked`.
-    pub fn new(pool: PgPool, key: LeaseKey, me: Me, row: LeaseRow, asked: Instant, view: Arc<LeaseView>) -> Self {
+    pub fn new(
+        pool: PgPool,
+        key: LeaseKey,
+        me: Me,
+        row: LeaseRow,
+        asked: Instant,
+        view: Arc<LeaseView>,
+    ) -> Self {
         {
             let mut state = view.state();
             state.held = true;
@@ -96,7 +103,14 @@ impl Tenure {
             state.plan_generation = row.plan_generation;
             state.filters = row.filters.iter().cloned().collect();
         }
-        Self { pool, key, me, hold: watch::Sender::new(Hold::Until(asked + lease::TTL)), row: Mutex::new(row), view }
+        Self {
+            pool,
+            key,
+            me,
+            hold: watch::Sender::new(Hold::Until(asked + lease::TTL)),
+            row: Mutex::new(row),
+            view,
+        }
     }
 
     fn row(&self) -> MutexGuard<'_, LeaseRow> {
@@ -140,7 +154,7 @@ impl Tenure {
         }
     }
 
-    /// Keeps the lease until another has it, or this future is dropped.
+    /// Keeps the lease until another has it.
     pub async fn keep(&self) {
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
@@ -150,14 +164,25 @@ impl Tenure {
         }
     }
 
-    /// Lets another take the lease at once, and waits until one does.
-    pub async fn let_go(&self) {
-        loop {
-            let released = self.ask(lease::release(&self.pool, &self.key, &self.me)).await;
-            if self.note(released).is_err() {
-                return;
+    /// Lets another take the lease at once. From here on no connection is opened.
+    pub async fn release(&self) {
+        self.hold.send_if_modified(|hold| {
+            let held = matches!(hold, Hold::Until(_));
+            if held {
+                *hold = Hold::Until(Instant::now());
             }
+            held
+        });
+        let released = self.ask(lease::release(&self.pool, &self.key, &self.me)).await;
+        let _ = self.note(released);
+    }
+
+    /// Waits until another has the lease after it was released.
+    pub async fn handed_over(&self) {
+        while !matches!(*self.hold.borrow(), Hold::Lost(_)) {
             tokio::time::sleep(LOOK_EVERY).await;
+            let still = self.ask(lease::release(&self.pool, &self.key, &self.me)).await;
+            let _ = self.note(still);
         }
     }
 
@@ -226,6 +251,24 @@ impl Tenure {
             self.show_filters();
         }
         Ok(())
+    }
+
+    /// Filters that the broker's session may have.
+    pub fn filters(&self) -> Vec<String> {
+        self.row().filters.clone()
+    }
+
+    /// Highest plan generation that was followed.
+    pub fn plan_generation(&self) -> i64 {
+        self.row().plan_generation
+    }
+
+    /// Notes that a plan of this generation is followed.
+    pub async fn follows(&self, generation: i64) {
+        let noted = self.ask(lease::set_generation(&self.pool, &self.key, &self.me, generation)).await;
+        if let Ok(true) = self.note(noted) {
+            self.view.state().plan_generation = generation;
+        }
     }
 
     fn show_filters(&self) {

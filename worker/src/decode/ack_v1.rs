@@ -42,7 +42,11 @@ pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<()
         cmd_id: json::name(document.cmd_id, "cmd_id")?,
         ok,
         executed_at: executed_at(document.ts_exec)?,
-        error: if json::is_null(document.err) { None } else { Some(json::text(document.err, "err", MAX_ERROR)?) },
+        error: if json::is_null(document.err) {
+            None
+        } else {
+            Some(json::text(document.err, "err", MAX_ERROR)?)
+        },
         document: json::document(message.text, "the message")?,
     });
     Ok(())

@@ -25,11 +25,16 @@ struct Document<'a> {
 pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<(), Reject> {
     let document: Document<'a> = json::parse(message.text)?;
     require_v1(document.schema)?;
-    let ts = json::string(document.ts)
-        .ok_or_else(|| Reject::whole(Reason::MissingTime, "an event needs a 'ts' such as \"2026-11-24T05:10:53.123Z\""))?;
+    let ts = json::string(document.ts).ok_or_else(|| {
+        Reject::whole(Reason::MissingTime, "an event needs a 'ts' such as \"2026-11-24T05:10:53.123Z\"")
+    })?;
     let data = document.data.filter(|_| !json::is_null(document.data));
     content.events.push(Event {
-        event_id: if json::is_null(document.event_id) { None } else { Some(json::name(document.event_id, "event_id")?) },
+        event_id: if json::is_null(document.event_id) {
+            None
+        } else {
+            Some(json::name(document.event_id, "event_id")?)
+        },
         event_type: json::name(document.event_type, "event_type")?,
         ts: message.accept(time::instant(&ts)?)?,
         data: data.map(|data| json::document(RawValue::get(data), "data")).transpose()?,

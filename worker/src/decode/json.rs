@@ -35,14 +35,21 @@ pub fn is_null(raw: Raw<'_>) -> bool {
 pub fn string<'a>(raw: Raw<'a>) -> Option<Cow<'a, str>> {
     let quoted = raw?.get();
     let inner = quoted.strip_prefix('"')?.strip_suffix('"')?;
-    if inner.contains('\\') { serde_json::from_str(quoted).ok().map(Cow::Owned) } else { Some(Cow::Borrowed(inner)) }
+    if inner.contains('\\') {
+        serde_json::from_str(quoted).ok().map(Cow::Owned)
+    } else {
+        Some(Cow::Borrowed(inner))
+    }
 }
 
 /// A name, id or type: text that is not empty and not long.
 pub fn name<'a>(raw: Raw<'a>, field: &str) -> Result<Cow<'a, str>, Reject> {
     let text = text(raw, field, MAX_NAME)?;
     if text.is_empty() || text.chars().any(char::is_control) {
-        return Err(Reject::whole(Reason::InvalidField, &format!("'{field}' is empty or holds a control character")));
+        return Err(Reject::whole(
+            Reason::InvalidField,
+            &format!("'{field}' is empty or holds a control character"),
+        ));
     }
     Ok(text)
 }
@@ -52,10 +59,16 @@ pub fn text<'a>(raw: Raw<'a>, field: &str, max: usize) -> Result<Cow<'a, str>, R
     let text = string(raw)
         .ok_or_else(|| Reject::whole(Reason::InvalidField, &format!("'{field}' is missing or no string")))?;
     if text.len() > max {
-        return Err(Reject::whole(Reason::TooLong, &format!("'{field}' has {} bytes; {max} are allowed", text.len())));
+        return Err(Reject::whole(
+            Reason::TooLong,
+            &format!("'{field}' has {} bytes; {max} are allowed", text.len()),
+        ));
     }
     if text.contains('\0') {
-        return Err(Reject::whole(Reason::InvalidEncoding, &format!("'{field}' holds NUL, which a database cannot store")));
+        return Err(Reject::whole(
+            Reason::InvalidEncoding,
+            &format!("'{field}' holds NUL, which a database cannot store"),
+        ));
     }
     Ok(text)
 }
@@ -76,7 +89,13 @@ pub fn document<'a>(raw: &'a str, field: &str) -> Result<Cow<'a, str>, Reject> {
 }
 
 fn check(value: &Json, depth: usize) -> Result<(), (Reason, &'static str)> {
-    let nul = |text: &str| if text.contains('\0') { Err((Reason::InvalidEncoding, "holds NUL, which a database cannot store")) } else { Ok(()) };
+    let nul = |text: &str| {
+        if text.contains('\0') {
+            Err((Reason::InvalidEncoding, "holds NUL, which a database cannot store"))
+        } else {
+            Ok(())
+        }
+    };
     if depth > MAX_DEPTH {
         return Err((Reason::ParseError, "is nested too deeply"));
     }
@@ -99,7 +118,7 @@ pub fn number(text: &str) -> Result<f64, (Reason, &'static str)> {
     }
     let is_integer = !text.contains(['.', 'e', 'E']);
     // 15 digits always fit.
-    if is_integer && text.len() > 15 && text.parse::<i128>().map_or(true, |exact| value as i128 != exact) {
+    if is_integer && text.len() > 15 && text.parse::<i128>() != Ok(value as i128) {
         return Err((Reason::OutOfRange, "is an integer that a double cannot hold exactly; send it as text"));
     }
     Ok(value)

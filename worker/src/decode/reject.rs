@@ -5,6 +5,8 @@
 pub enum Reason {
     /// The topic does not fit the layout.
     InvalidTopic,
+    /// The tenant is not listed in the store's `tenants.names`.
+    UnknownTenant,
     /// The topic's kind, or the payload's `schema`, is none that Penstock knows.
     UnknownSchema,
     /// The payload has no bytes.
@@ -39,8 +41,9 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for metrics that start at 0 and for docs.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::InvalidTopic,
+        Self::UnknownTenant,
         Self::UnknownSchema,
         Self::EmptyPayload,
         Self::InvalidEncoding,
@@ -62,6 +65,7 @@ impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidTopic => "invalid_topic",
+            Self::UnknownTenant => "unknown_tenant",
             Self::UnknownSchema => "unknown_schema",
             Self::EmptyPayload => "empty_payload",
             Self::InvalidEncoding => "invalid_encoding",

@@ -79,7 +79,10 @@ fn ts(message: &Message<'_>, raw: Raw<'_>) -> Result<Micros, Reject> {
             Reason::MissingTime,
             "the message has no 'ts'; send one, or set spec.accept.receiveTime: Allow",
         )),
-        None => Err(Reject::whole(Reason::InvalidTime, "'ts' is no string; write it as \"2026-11-24T05:10:53.123Z\"")),
+        None => Err(Reject::whole(
+            Reason::InvalidTime,
+            "'ts' is no string; write it as \"2026-11-24T05:10:53.123Z\"",
+        )),
     }
 }
 
@@ -97,7 +100,8 @@ fn value<'a>(declared: Raw<'a>, raw: Raw<'a>) -> Result<Value<'a>, Reject> {
         Some(_) => json::text(declared, "t", 16)?,
         None => Cow::Borrowed("num"),
     };
-    let wrong = |what: &str| Reject::whole(Reason::InvalidValue, &format!("'v' {what} (its 't' is {declared})"));
+    let wrong =
+        |what: &str| Reject::whole(Reason::InvalidValue, &format!("'v' {what} (its 't' is {declared})"));
     let text = raw.map(RawValue::get).ok_or_else(|| wrong("is missing"))?;
     match &*declared {
         "num" | "float" if text.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => json::number(text)

@@ -14,7 +14,7 @@ fn decoder(receive_time: bool) -> Decoder {
         receive_time,
         max_payload: 1 << 20,
     };
-    Decoder::new(layout, rules)
+    Decoder::new(layout, rules, None)
 }
 
 fn decode<'a>(topic: &'a [u8], payload: &'a [u8]) -> (Option<Source<'a>>, Content<'a>) {
@@ -36,13 +36,17 @@ fn a_normalized_message_gives_samples_of_their_declared_types() {
         {"name":"status","t":"enum","v":"RUN"},{"name":"count","v":7}],"meta":{"fw":"1.2"},"extra":1}"#;
     let (source, content) = decode(TOPIC, payload);
     assert_eq!(source, Some(Source { tenant: "acme", site: "north", device: "inv-01" }));
-    let values: Vec<_> = content.samples.iter().map(|s| (&*s.point, s.value.clone(), s.unit.as_deref())).collect();
-    assert_eq!(values, [
-        ("temp", Value::Num(21.5), Some("celsius")),
-        ("fault", Value::Bool(true), None),
-        ("status", Value::Text("RUN".into()), None),
-        ("count", Value::Num(7.0), None),
-    ]);
+    let values: Vec<_> =
+        content.samples.iter().map(|s| (&*s.point, s.value.clone(), s.unit.as_deref())).collect();
+    assert_eq!(
+        values,
+        [
+            ("temp", Value::Num(21.5), Some("celsius")),
+            ("fault", Value::Bool(true), None),
+            ("status", Value::Text("RUN".into()), None),
+            ("count", Value::Num(7.0), None),
+        ]
+    );
     assert!(content.samples.iter().all(|sample| sample.ts == NOW - 500_000));
     assert_eq!(content.metadata.unwrap().document, r#"{"fw":"1.2"}"#);
     assert!(content.rejects.is_empty());
@@ -58,15 +62,30 @@ fn bad_points_are_rejected_alone() {
     let reasons: Vec<_> = content.rejects.iter().map(|r| (r.part.unwrap(), r.reason)).collect();
     use Reason::{InvalidEncoding, InvalidField, InvalidValue, OutOfRange};
     assert_eq!(content.samples.len(), 1);
-    assert_eq!(reasons, [
-        (1, InvalidValue), (2, InvalidValue), (3, InvalidValue), (4, OutOfRange), (5, InvalidField), (6, InvalidField),
-        (7, InvalidValue), (8, InvalidField), (9, InvalidField), (10, InvalidEncoding), (11, InvalidValue),
-    ]);
+    assert_eq!(
+        reasons,
+        [
+            (1, InvalidValue),
+            (2, InvalidValue),
+            (3, InvalidValue),
+            (4, OutOfRange),
+            (5, InvalidField),
+            (6, InvalidField),
+            (7, InvalidValue),
+            (8, InvalidField),
+            (9, InvalidField),
+            (10, InvalidEncoding),
+            (11, InvalidValue),
+        ]
+    );
 }
 
 #[test]
 fn each_bad_message_has_its_reason() {
-    let long = format!(r#"{{"schema":"v1","ts":"2026-11-24T05:10:52Z","points":[],"meta":{{"a":"{}"}}}}"#, "x".repeat(300_000));
+    let long = format!(
+        r#"{{"schema":"v1","ts":"2026-11-24T05:10:52Z","points":[],"meta":{{"a":"{}"}}}}"#,
+        "x".repeat(300_000)
+    );
     let deep = format!(r#"{{"schema":"v1","ts":{}"#, "[".repeat(100_000));
     for (topic, payload, expected) in [
         (TOPIC, &b""[..], Reason::EmptyPayload),
@@ -80,9 +99,21 @@ fn each_bad_message_has_its_reason() {
         (TOPIC, br#"{"schema":"v1","schema":"v1"}"#, Reason::InvalidField),
         (TOPIC, br#"{"schema":"v1","points":[{"name":"a","v":1}]}"#, Reason::MissingTime),
         (TOPIC, br#"{"schema":"v1","ts":1795497053,"points":[{"name":"a","v":1}]}"#, Reason::InvalidTime),
-        (TOPIC, br#"{"schema":"v1","ts":"2026-11-24T05:10:52","points":[{"name":"a","v":1}]}"#, Reason::InvalidTime),
-        (TOPIC, br#"{"schema":"v1","ts":"1970-01-01T00:00:00Z","points":[{"name":"a","v":1}]}"#, Reason::TsWindow),
-        (TOPIC, br#"{"schema":"v1","ts":"2099-01-01T00:00:00Z","points":[{"name":"a","v":1}]}"#, Reason::TsWindow),
+        (
+            TOPIC,
+            br#"{"schema":"v1","ts":"2026-11-24T05:10:52","points":[{"name":"a","v":1}]}"#,
+            Reason::InvalidTime,
+        ),
+        (
+            TOPIC,
+            br#"{"schema":"v1","ts":"1970-01-01T00:00:00Z","points":[{"name":"a","v":1}]}"#,
+            Reason::TsWindow,
+        ),
+        (
+            TOPIC,
+            br#"{"schema":"v1","ts":"2099-01-01T00:00:00Z","points":[{"name":"a","v":1}]}"#,
+            Reason::TsWindow,
+        ),
         (TOPIC, br#"{"schema":"v1","ts":"2026-11-24T05:10:52Z","points":[]}"#, Reason::InvalidField),
         (TOPIC, long.as_bytes(), Reason::TooLong),
         (TOPIC, &vec![b' '; (1 << 20) + 1], Reason::TooLarge),
@@ -92,16 +123,28 @@ fn each_bad_message_has_its_reason() {
         (b"traksense/a/\xff/inv-01/telem", b"{}", Reason::InvalidTopic),
         (b"traksense/acme/north/inv-01/state", b"{}", Reason::UnknownSchema),
         (b"traksense/acme/north/inv-01/ack", br#"{"cmd_id":"1"}"#, Reason::InvalidField),
-        (b"traksense/acme/north/inv-01/ack", br#"{"cmd_id":"1","ok":true,"ts_exec":"x"}"#, Reason::InvalidTime),
+        (
+            b"traksense/acme/north/inv-01/ack",
+            br#"{"cmd_id":"1","ok":true,"ts_exec":"x"}"#,
+            Reason::InvalidTime,
+        ),
         (b"traksense/acme/north/inv-01/event", br#"{"schema":"v1","event_type":"x"}"#, Reason::MissingTime),
     ] {
-        assert_eq!(reason(topic, payload), expected, "{}", String::from_utf8_lossy(&payload[..payload.len().min(80)]));
+        assert_eq!(
+            reason(topic, payload),
+            expected,
+            "{}",
+            String::from_utf8_lossy(&payload[..payload.len().min(80)])
+        );
     }
 }
 
 #[test]
 fn names_from_topics_are_text_and_never_sql() {
-    let (source, content) = decode(br#"traksense/a'; DROP TABLE x;--/"n"/d/telem"#, br#"{"schema":"v1","ts":"2026-11-24T05:10:52Z","points":[{"name":"a","v":1}]}"#);
+    let (source, content) = decode(
+        br#"traksense/a'; DROP TABLE x;--/"n"/d/telem"#,
+        br#"{"schema":"v1","ts":"2026-11-24T05:10:52Z","points":[{"name":"a","v":1}]}"#,
+    );
     assert_eq!(source.unwrap().tenant, "a'; DROP TABLE x;--");
     assert_eq!(content.samples.len(), 1);
 }
@@ -111,7 +154,10 @@ fn an_answer_may_be_the_original_simulators() {
     let topic = b"traksense/acme/north/inv-01/ack";
     let (_, content) = decode(topic, br#"{"cmd_id":"c1","ok":false,"ts_exec":1795497053.25,"err":"busy"}"#);
     let ack = &content.acks[0];
-    assert_eq!((&*ack.cmd_id, ack.ok, ack.executed_at, ack.error.as_deref()), ("c1", false, Some(NOW + 250_000), Some("busy")));
+    assert_eq!(
+        (&*ack.cmd_id, ack.ok, ack.executed_at, ack.error.as_deref()),
+        ("c1", false, Some(NOW + 250_000), Some("busy"))
+    );
 }
 
 #[test]
@@ -121,6 +167,18 @@ fn an_event_keeps_its_data() {
     let event = &content.events[0];
     assert_eq!((event.event_id.as_deref(), &*event.event_type, event.ts), (Some("e1"), "door", NOW));
     assert_eq!(event.data.as_deref(), Some(r#"{"open":true}"#));
+}
+
+#[test]
+fn where_tenants_are_listed_others_are_refused() {
+    let decoder = Decoder { tenants: Some(["acme".to_owned()].into()), ..decoder(false) };
+    for (topic, expected) in
+        [(TOPIC, Reason::EmptyPayload), (&b"traksense/other/n/d/telem"[..], Reason::UnknownTenant)]
+    {
+        let (_, content) =
+            decoder.decode(Format::Auto, &Input { topic, payload: b"", received_at: NOW, now: NOW });
+        assert_eq!(content.rejects[0].reason, expected);
+    }
 }
 
 #[test]
@@ -134,7 +192,10 @@ fn receive_time_stands_in_only_where_it_is_allowed() {
 #[test]
 fn without_a_kind_in_the_topic_the_payload_tells() {
     let decoder = Decoder { layout: Layout::parse("{device}").unwrap(), ..decoder(false) };
-    for (payload, acks, events) in [(r#"{"cmd_id":"1","ok":true}"#, 1, 0), (r#"{"schema":"v1","event_type":"x","ts":"2026-11-24T05:10:53Z"}"#, 0, 1)] {
+    for (payload, acks, events) in [
+        (r#"{"cmd_id":"1","ok":true}"#, 1, 0),
+        (r#"{"schema":"v1","event_type":"x","ts":"2026-11-24T05:10:53Z"}"#, 0, 1),
+    ] {
         let input = Input { topic: b"d", payload: payload.as_bytes(), received_at: NOW, now: NOW };
         let (source, content) = decoder.decode(Format::Auto, &input);
         assert_eq!(source.unwrap().tenant, "default");
@@ -146,9 +207,16 @@ fn point() -> impl Strategy<Value = String> {
     let value = prop_oneof![
         any::<f64>().prop_filter("finite", |f| f.is_finite()).prop_map(|f| format!("{f:e}")),
         any::<i64>().prop_map(|i| i.to_string()),
-        Just("true".to_owned()), Just("null".to_owned()), Just("[]".to_owned()), Just("\"text\"".to_owned()),
+        Just("true".to_owned()),
+        Just("null".to_owned()),
+        Just("[]".to_owned()),
+        Just("\"text\"".to_owned()),
     ];
-    (prop::option::of("[a-z]{0,4}"), prop::sample::select(vec!["num", "float", "bool", "text", "enum", "x"]), value)
+    (
+        prop::option::of("[a-z]{0,4}"),
+        prop::sample::select(vec!["num", "float", "bool", "text", "enum", "x"]),
+        value,
+    )
         .prop_map(|(name, t, v)| match name {
             Some(name) => format!(r#"{{"name":"{name}","t":"{t}","v":{v}}}"#),
             None => format!(r#"{{"t":"{t}","v":{v}}}"#),

@@ -8,7 +8,11 @@ use super::{Message, Micros};
 /// An RFC 3339 instant, floored to microseconds.
 pub fn instant(text: &str) -> Result<Micros, Reject> {
     let timestamp: Timestamp = text.parse().map_err(|_| {
-        let hint = if text.contains(['Z', 'z', '+']) || text.matches('-').count() > 2 { "" } else { " It has no offset." };
+        let hint = if text.contains(['Z', 'z', '+']) || text.matches('-').count() > 2 {
+            ""
+        } else {
+            " It has no offset."
+        };
         Reject::whole(
             Reason::InvalidTime,
             &format!("'{text}' is not an instant; write it as 2026-11-24T05:10:53.123Z.{hint}"),
@@ -22,7 +26,10 @@ pub fn unix_seconds(text: &str) -> Result<Micros, Reject> {
     let wrong = || Reject::whole(Reason::InvalidTime, &format!("'{text}' is not a number of Unix seconds"));
     let (sign, digits) = text.strip_prefix('-').map_or((1, text), |digits| (-1, digits));
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    if whole.len() > 12 || fraction.len() > 30 || !whole.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit()) {
+    if whole.len() > 12
+        || fraction.len() > 30
+        || !whole.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit())
+    {
         return Err(wrong());
     }
     let seconds: Micros = whole.parse().map_err(|_| wrong())?;
@@ -40,7 +47,11 @@ impl Message<'_> {
         let age = i128::from(self.input.now) - i128::from(ts);
         let (max_age, max_ahead) = (self.rules.max_age, self.rules.max_ahead);
         let outside = |what: &str, limit: std::time::Duration| {
-            let detail = format!("the time is {} s {what}; the accept window allows {} s", age.abs() / 1_000_000, limit.as_secs());
+            let detail = format!(
+                "the time is {} s {what}; the accept window allows {} s",
+                age.abs() / 1_000_000,
+                limit.as_secs()
+            );
             Err(Reject::whole(Reason::TsWindow, &detail))
         };
         if age > max_age.as_micros() as i128 {
@@ -80,7 +91,12 @@ mod tests {
 
     #[test]
     fn unix_seconds_are_exact() {
-        for (text, micros) in [("1.000001", 1_000_001), ("0.0000019", 1), ("-0.0000011", -2), ("1795497053", 1_795_497_053_000_000)] {
+        for (text, micros) in [
+            ("1.000001", 1_000_001),
+            ("0.0000019", 1),
+            ("-0.0000011", -2),
+            ("1795497053", 1_795_497_053_000_000),
+        ] {
             assert_eq!(unix_seconds(text).unwrap(), micros, "{text}");
         }
         for text in ["", "1e9", "1.2.3", "99999999999999", "--1"] {

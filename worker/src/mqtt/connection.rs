@@ -118,8 +118,11 @@ impl Client {
     pub fn ack(&self, packet_id: u16) -> bool {
         match self {
             Self::V5(client) => {
-                let publish =
-                    p5::Publish { pkid: packet_id, qos: v5::mqttbytes::QoS::AtLeastOnce, ..Default::default() };
+                let publish = p5::Publish {
+                    pkid: packet_id,
+                    qos: v5::mqttbytes::QoS::AtLeastOnce,
+                    ..Default::default()
+                };
                 client.try_ack(&publish).is_ok()
             }
             Self::V311(client) => {
@@ -155,9 +158,9 @@ impl Client {
     /// PUBLISH at QoS 1.
     pub fn publish(&self, topic: &str, payload: &str) -> bool {
         match self {
-            Self::V5(client) => client
-                .try_publish(topic, v5::mqttbytes::QoS::AtLeastOnce, false, payload.to_owned())
-                .is_ok(),
+            Self::V5(client) => {
+                client.try_publish(topic, v5::mqttbytes::QoS::AtLeastOnce, false, payload.to_owned()).is_ok()
+            }
             Self::V311(client) => {
                 client.try_publish(topic, rumqttc::QoS::AtLeastOnce, false, payload).is_ok()
             }
@@ -341,18 +344,18 @@ fn lost_v5(error: v5::ConnectionError) -> Lost {
         }
         Error::ConnectionRefused(code) => match code {
             Code::BadClientId | Code::ClientIdentifierNotValid => Lost::ClientIdRefused,
-            Code::BadUserNamePassword | Code::NotAuthorized | Code::Banned | Code::BadAuthenticationMethod => {
-                Lost::LoginRefused(format!("{code:?}"))
-            }
+            Code::BadUserNamePassword
+            | Code::NotAuthorized
+            | Code::Banned
+            | Code::BadAuthenticationMethod => Lost::LoginRefused(format!("{code:?}")),
             code => Lost::Refused(format!("{code:?}")),
         },
         Error::MqttState(v5::StateError::IncomingPacketTooLarge { pkt_size, max }) => {
             Lost::PacketTooLarge(format!("{pkt_size} > {max} bytes"))
         }
-        Error::MqttState(v5::StateError::Deserialization(v5::mqttbytes::Error::PayloadSizeLimitExceeded {
-            pkt_size,
-            max,
-        })) => Lost::PacketTooLarge(format!("{pkt_size} > {max} bytes")),
+        Error::MqttState(v5::StateError::Deserialization(
+            v5::mqttbytes::Error::PayloadSizeLimitExceeded { pkt_size, max },
+        )) => Lost::PacketTooLarge(format!("{pkt_size} > {max} bytes")),
         error => Lost::Failed(error.to_string()),
     }
 }

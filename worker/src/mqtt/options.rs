@@ -101,7 +101,9 @@ impl Options {
             .set_clean_start(self.clean)
             .set_manual_acks(true)
             .set_outgoing_inflight_upper_limit(OUTGOING_WINDOW)
-            .set_session_expiry_interval(Some(u32::try_from(self.session_expiry.as_secs()).unwrap_or(u32::MAX)))
+            .set_session_expiry_interval(Some(
+                u32::try_from(self.session_expiry.as_secs()).unwrap_or(u32::MAX),
+            ))
             .set_receive_maximum(Some(self.receive_maximum))
             .set_max_packet_size(Some(self.max_packet));
         if let Some(login) = &self.login {

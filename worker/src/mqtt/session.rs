@@ -85,13 +85,24 @@ impl Shared {
     }
 }
 
+/// A message that a retiring worker publishes to itself: when it arrives, so has all before it.
+#[derive(Debug)]
+pub struct Marker {
+    /// Its topic.
+    pub topic: String,
+    /// Its payload, as it arrived.
+    pub seen: watch::Sender<Option<String>>,
+}
+
 /// One session with the broker.
 #[derive(Debug)]
 pub struct Session {
     /// How to reach the broker.
     pub options: Options,
     /// Finds a delivery's tenant.
-    pub layout: Arc<Layout>,
+    pub layout: Layout,
+    /// Set to watch for the message that ends the queue of a retiring shard.
+    pub marker: Option<Marker>,
     /// Shared with the rest of the worker.
     pub shared: Arc<Shared>,
 }
@@ -104,10 +115,16 @@ impl Session {
             if *orders.borrow() == Order::Settle {
                 return self.settle_offline().await;
             }
-            if tenure.held().await.is_err() {
-                return End::Superseded;
+            tokio::select! {
+                held = tenure.held() => if held.is_err() {
+                    return End::Superseded;
+                },
+                _ = orders.changed() => continue,
             }
-            self.wait_for_room().await;
+            tokio::select! {
+                () = self.wait_for_room() => {}
+                _ = orders.changed() => continue,
+            }
             let started = Instant::now();
             let lost = match self.serve(tenure, orders).await {
                 Ok(()) => {
@@ -121,7 +138,8 @@ impl Session {
                 return End::Superseded;
             }
             failures = if started.elapsed() > STEADY { 1 } else { failures.saturating_add(1) };
-            let pause = FIRST_BACKOFF.saturating_mul(1 << failures.min(16).saturating_sub(1)).min(LONGEST_BACKOFF);
+            let pause =
+                FIRST_BACKOFF.saturating_mul(1 << failures.min(16).saturating_sub(1)).min(LONGEST_BACKOFF);
             let pause = pause / 2 + pause.mul_f64(fastrand::f64() / 2.0);
             tracing::warn!(reason = lost.reason(), error = %lost, ?pause, "broker connection ended; connecting again");
             tokio::select! {
@@ -238,14 +256,20 @@ impl Serving<'_> {
     }
 
     /// Carries out an order: subscribes what is wanted, unsubscribes what no longer is.
-    async fn follow(&mut self, connection: &mut Connection, tenure: &Tenure, order: &Order) -> Result<(), Lost> {
+    async fn follow(
+        &mut self,
+        connection: &mut Connection,
+        tenure: &Tenure,
+        order: &Order,
+    ) -> Result<(), Lost> {
         let Order::Consume(wanted) = order else {
             self.settling = true;
             return Ok(());
         };
         let subscribed = {
             let mut link = self.shared().link();
-            let new: Vec<_> = wanted.iter().filter(|f| !link.subscriptions.contains_key(*f)).cloned().collect();
+            let new: Vec<_> =
+                wanted.iter().filter(|f| !link.subscriptions.contains_key(*f)).cloned().collect();
             link.subscriptions.retain(|filter, _| wanted.contains(filter));
             link.subscriptions.extend(new.iter().map(|filter| (filter.clone(), None)));
             new
@@ -293,7 +317,11 @@ impl Serving<'_> {
                         self.refused.remove(&filter);
                     }
                     refused => {
-                        tracing::error!(filter, ?refused, "the broker does not grant the subscription at QoS 1");
+                        tracing::error!(
+                            filter,
+                            ?refused,
+                            "the broker does not grant the subscription at QoS 1"
+                        );
                         self.refused.insert(filter.clone());
                     }
                 }
@@ -328,7 +356,18 @@ impl Serving<'_> {
             // Not taken in: the broker keeps it.
             return Ok(());
         }
-        let cost = (publish.topic.len() + publish.payload.len() + DELIVERY_OVERHEAD).min(shared.budget_bytes) as u32;
+        if let Some(marker) =
+            session.marker.as_ref().filter(|marker| publish.topic == marker.topic.as_bytes())
+        {
+            if !qos0 {
+                let (seq, _) = shared.acks.push(publish.packet_id, Instant::now());
+                shared.acks.commit(std::iter::once((*epoch, seq)));
+            }
+            marker.seen.send_replace(Some(String::from_utf8_lossy(&publish.payload).into_owned()));
+            return Ok(());
+        }
+        let cost =
+            (publish.topic.len() + publish.payload.len() + DELIVERY_OVERHEAD).min(shared.budget_bytes) as u32;
         let budget = match Arc::clone(&shared.budget).try_acquire_many_owned(cost) {
             Ok(budget) if !*settling => budget,
             _ if qos0 => {
@@ -340,7 +379,9 @@ impl Serving<'_> {
             _ => {
                 // Pings stop meanwhile, so not for long.
                 let patience = session.options.keep_alive / 2;
-                match tokio::time::timeout(patience, Arc::clone(&shared.budget).acquire_many_owned(cost)).await {
+                match tokio::time::timeout(patience, Arc::clone(&shared.budget).acquire_many_owned(cost))
+                    .await
+                {
                     Ok(Ok(budget)) => budget,
                     _ => return Err(Lost::BudgetFull(patience)),
                 }

@@ -35,3 +35,11 @@ pub fn pool(options: PgConnectOptions) -> PgPool {
         .acquire_timeout(std::time::Duration::from_secs(5))
         .connect_lazy_with(options)
 }
+
+/// One connection kept for readiness alone, so that a busy pool is not mistaken for a lost database.
+pub fn reserve(options: PgConnectOptions) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(std::time::Duration::from_secs(2))
+        .connect_lazy_with(options)
+}

@@ -211,7 +211,11 @@ impl Dictionary {
 impl Cache {
     fn put_device(&mut self, source: &Source<'_>, id: i32) {
         if !self.devices.contains_key(source) {
-            let key = DeviceKey { tenant: source.tenant.into(), site: source.site.into(), device: source.device.into() };
+            let key = DeviceKey {
+                tenant: source.tenant.into(),
+                site: source.site.into(),
+                device: source.device.into(),
+            };
             self.devices.insert(key, id);
         }
     }
@@ -247,11 +251,15 @@ async fn devices(
     tenant_id: i32,
     keys: &[&Key],
 ) -> Result<HashMap<(String, String), i32>, sqlx::Error> {
-    let wanted: BTreeSet<(&str, &str)> = keys.iter().map(|key| (key.site.as_str(), key.device.as_str())).collect();
+    let wanted: BTreeSet<(&str, &str)> =
+        keys.iter().map(|key| (key.site.as_str(), key.device.as_str())).collect();
     let mut found: HashMap<(String, String), i32> = HashMap::with_capacity(wanted.len());
     while found.len() < wanted.len() {
-        let missing: Vec<(&str, &str)> =
-            wanted.iter().filter(|(s, d)| !found.contains_key(&((*s).to_owned(), (*d).to_owned()))).copied().collect();
+        let missing: Vec<(&str, &str)> = wanted
+            .iter()
+            .filter(|(s, d)| !found.contains_key(&((*s).to_owned(), (*d).to_owned())))
+            .copied()
+            .collect();
         // Anti-join first: a conflict would use up an id.
         let rows = sqlx::query(
             "WITH k AS (SELECT * FROM unnest($2::text[], $3::text[]) AS k(site, name)), \
@@ -298,11 +306,12 @@ async fn series(
         .collect();
     if !missing.is_empty() && room != Some(0) {
         // The tenant's row is the lock under which its series are counted and made.
-        let count: i32 =
-            sqlx::query_scalar("SELECT series_count FROM penstock.tenant WHERE tenant_id = $1 FOR NO KEY UPDATE")
-                .bind(tenant_id)
-                .fetch_one(&mut *connection)
-                .await?;
+        let count: i32 = sqlx::query_scalar(
+            "SELECT series_count FROM penstock.tenant WHERE tenant_id = $1 FOR NO KEY UPDATE",
+        )
+        .bind(tenant_id)
+        .fetch_one(&mut *connection)
+        .await?;
         let room = usize::try_from(max_series.saturating_sub(count)).unwrap_or(0);
         let mut points: Vec<(i32, &str, Option<&str>)> = missing.into_iter().collect();
         points.dedup_by_key(|(device, point, _)| (*device, *point));
@@ -344,7 +353,10 @@ async fn series(
     Ok(found)
 }
 
-async fn find_series(connection: &mut PgConnection, keys: &[(i32, &Key)]) -> Result<SeriesFound, sqlx::Error> {
+async fn find_series(
+    connection: &mut PgConnection,
+    keys: &[(i32, &Key)],
+) -> Result<SeriesFound, sqlx::Error> {
     let rows = sqlx::query(
         "SELECT e.device_id, e.point, e.series_id, e.unit FROM unnest($1::int4[], $2::text[]) AS k(device_id, point) \
          JOIN penstock.series e USING (device_id, point)",

@@ -73,7 +73,12 @@ pub enum LeaseError {
 }
 
 /// Registers the instance at its first call, and takes the lease if the rules allow.
-pub async fn acquire(pool: &PgPool, key: &LeaseKey, me: &Me, purpose: Purpose) -> Result<Acquired, LeaseError> {
+pub async fn acquire(
+    pool: &PgPool,
+    key: &LeaseKey,
+    me: &Me,
+    purpose: Purpose,
+) -> Result<Acquired, LeaseError> {
     let mut transaction = pool.begin().await?;
     sqlx::query("INSERT INTO penstock.shard_lease (shard) VALUES ($1) ON CONFLICT DO NOTHING")
         .bind(&key.0)
@@ -91,7 +96,11 @@ pub async fn acquire(pool: &PgPool, key: &LeaseKey, me: &Me, purpose: Purpose) -
     .await?;
     let (holder, retiring, expires_at, now): (Option<String>, bool, i64, i64) =
         (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(6)?);
-    let state = LeaseRow { filters: row.try_get(3)?, plan_generation: row.try_get(4)?, session_existed: row.try_get(5)? };
+    let state = LeaseRow {
+        filters: row.try_get(3)?,
+        plan_generation: row.try_get(4)?,
+        session_existed: row.try_get(5)?,
+    };
 
     sqlx::query(
         "INSERT INTO penstock.shard_instance (shard, instance, rank) \
@@ -150,7 +159,12 @@ async fn rank_of(
     Ok(row.unwrap_or_default())
 }
 
-async fn penalise(connection: &mut sqlx::PgConnection, key: &LeaseKey, loser: &str, now: i64) -> Result<(), sqlx::Error> {
+async fn penalise(
+    connection: &mut sqlx::PgConnection,
+    key: &LeaseKey,
+    loser: &str,
+    now: i64,
+) -> Result<(), sqlx::Error> {
     let losses: Option<i32> = sqlx::query_scalar(
         "UPDATE penstock.shard_instance SET losses = losses + 1 WHERE shard = $1 AND instance = $2 RETURNING losses",
     )
@@ -184,13 +198,23 @@ pub async fn release(pool: &PgPool, key: &LeaseKey, me: &Me) -> Result<Kept, Lea
 }
 
 /// Notes filters that are about to be subscribed.
-pub async fn add_filters(pool: &PgPool, key: &LeaseKey, me: &Me, filters: &[String]) -> Result<Kept, LeaseError> {
+pub async fn add_filters(
+    pool: &PgPool,
+    key: &LeaseKey,
+    me: &Me,
+    filters: &[String],
+) -> Result<Kept, LeaseError> {
     let set = "filters = ARRAY(SELECT DISTINCT f FROM unnest(filters || $4) f ORDER BY f)";
     update(pool, key, me, set, filters).await
 }
 
 /// Notes filters that the session no longer has.
-pub async fn remove_filters(pool: &PgPool, key: &LeaseKey, me: &Me, filters: &[String]) -> Result<Kept, LeaseError> {
+pub async fn remove_filters(
+    pool: &PgPool,
+    key: &LeaseKey,
+    me: &Me,
+    filters: &[String],
+) -> Result<Kept, LeaseError> {
     let set = "filters = ARRAY(SELECT f FROM unnest(filters) f WHERE f <> ALL ($4) ORDER BY f)";
     update(pool, key, me, set, filters).await
 }
@@ -201,7 +225,12 @@ pub async fn set_session_existed(pool: &PgPool, key: &LeaseKey, me: &Me) -> Resu
 }
 
 /// Notes the plan generation that is followed.
-pub async fn set_generation(pool: &PgPool, key: &LeaseKey, me: &Me, generation: i64) -> Result<Kept, LeaseError> {
+pub async fn set_generation(
+    pool: &PgPool,
+    key: &LeaseKey,
+    me: &Me,
+    generation: i64,
+) -> Result<Kept, LeaseError> {
     update(pool, key, me, &format!("plan_generation = greatest(plan_generation, {generation})"), &[]).await
 }
 
@@ -217,7 +246,13 @@ pub async fn forget(pool: &PgPool, key: &LeaseKey, me: &Me) -> Result<(), LeaseE
 }
 
 /// Changes the row if it is still held by this incarnation.
-async fn update(pool: &PgPool, key: &LeaseKey, me: &Me, set: &str, filters: &[String]) -> Result<Kept, LeaseError> {
+async fn update(
+    pool: &PgPool,
+    key: &LeaseKey,
+    me: &Me,
+    set: &str,
+    filters: &[String],
+) -> Result<Kept, LeaseError> {
     let statement = format!(
         "UPDATE penstock.shard_lease SET {set} \
          WHERE shard = $1 AND instance = $2 AND incarnation = $3 AND $4::text[] IS NOT NULL"
@@ -233,9 +268,10 @@ async fn update(pool: &PgPool, key: &LeaseKey, me: &Me, set: &str, filters: &[St
     if changed > 0 {
         return Ok(Kept::Held);
     }
-    let holder: Option<Option<String>> = sqlx::query_scalar("SELECT instance FROM penstock.shard_lease WHERE shard = $1")
-        .bind(&key.0)
-        .fetch_optional(pool)
-        .await?;
+    let holder: Option<Option<String>> =
+        sqlx::query_scalar("SELECT instance FROM penstock.shard_lease WHERE shard = $1")
+            .bind(&key.0)
+            .fetch_optional(pool)
+            .await?;
     Ok(Kept::Superseded { by: holder.flatten().unwrap_or_else(|| "nobody".to_owned()) })
 }

@@ -73,12 +73,13 @@ pub fn decide(held: &Held, asker: &Asker, purpose: Purpose, now: Micros) -> Deci
         return Decision::Take { supersedes: false };
     }
     match purpose {
-        Purpose::Retire => Decision::Take { supersedes: true },
         Purpose::Run { .. } if held.retiring => Decision::Wait("the shard is being retired"),
         Purpose::Run { .. } if asker.rank <= held.rank => Decision::Wait("a newer instance runs the shard"),
-        Purpose::Run { .. } if now < asker.wait_until => Decision::Wait("this instance lost the shard before"),
+        Purpose::Run { .. } if now < asker.wait_until => {
+            Decision::Wait("this instance lost the shard before")
+        }
         Purpose::Run { preflight: false } => Decision::Preflight,
-        Purpose::Run { preflight: true } => Decision::Take { supersedes: true },
+        Purpose::Retire | Purpose::Run { preflight: true } => Decision::Take { supersedes: true },
     }
 }
 

@@ -87,7 +87,11 @@ async fn migrate_on(connection: &mut PgConnection, worker: Option<&str>) -> Resu
     // sqlx's own lock waits inside a statement, which deadlocks with migrations that wait for old
     // snapshots, and its search path would put the bookkeeping into a schema of the user's.
     let started = Instant::now();
-    while !sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut *connection).await? {
+    while !sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
+        .bind(LOCK)
+        .fetch_one(&mut *connection)
+        .await?
+    {
         if started.elapsed() > LOCK_DEADLINE {
             return Err(SchemaError::Busy(LOCK_DEADLINE));
         }
@@ -95,8 +99,12 @@ async fn migrate_on(connection: &mut PgConnection, worker: Option<&str>) -> Resu
     }
     let mut notes = extension(connection).await?;
     connection.execute("CREATE SCHEMA IF NOT EXISTS penstock; SET search_path = penstock, public; SET lock_timeout = '3s'").await?;
-    let migrator =
-        Migrator { migrations: MIGRATIONS.migrations.clone(), ignore_missing: true, locking: false, no_tx: false };
+    let migrator = Migrator {
+        migrations: MIGRATIONS.migrations.clone(),
+        ignore_missing: true,
+        locking: false,
+        no_tx: false,
+    };
     migrator.run_direct(&mut *connection).await?;
     if let Some(worker) = worker {
         notes.extend(grant(connection, worker).await?);
@@ -165,7 +173,10 @@ pub async fn inspect(connection: &mut PgConnection) -> Result<Report, SchemaErro
         ("fsync", "a crash of the server loses or corrupts committed rows"),
         ("full_page_writes", "a crash of the machine corrupts tables"),
     ] {
-        let value: String = sqlx::query_scalar("SELECT current_setting($1)").bind(setting).fetch_one(&mut *connection).await?;
+        let value: String = sqlx::query_scalar("SELECT current_setting($1)")
+            .bind(setting)
+            .fetch_one(&mut *connection)
+            .await?;
         if value == "off" {
             warnings.push(format!("{setting}=off: {risk}"));
         }
@@ -181,7 +192,9 @@ async fn found_version(connection: &mut PgConnection) -> Result<Option<i64>, sql
     if !present {
         return Ok(None);
     }
-    sqlx::query_scalar("SELECT max(version) FROM penstock._sqlx_migrations WHERE success").fetch_one(connection).await
+    sqlx::query_scalar("SELECT max(version) FROM penstock._sqlx_migrations WHERE success")
+        .fetch_one(connection)
+        .await
 }
 
 /// Refuses a database whose schema is missing or older than this build. A newer one is accepted:
@@ -189,7 +202,9 @@ async fn found_version(connection: &mut PgConnection) -> Result<Option<i64>, sql
 pub async fn require(connection: &mut PgConnection) -> Result<(), SchemaError> {
     match found_version(connection).await? {
         None => Err(SchemaError::Missing),
-        Some(found) if found < needed_version() => Err(SchemaError::TooOld { found, needed: needed_version() }),
+        Some(found) if found < needed_version() => {
+            Err(SchemaError::TooOld { found, needed: needed_version() })
+        }
         Some(_) => Ok(()),
     }
 }

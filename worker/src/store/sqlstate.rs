@@ -32,8 +32,8 @@ impl Class {
             // A check constraint refuses a row; a table without a partition for it refuses every row.
             "23514" if message.contains("no partition") => Self::Stop,
             // TimescaleDB: the chunk went away or is being made under us.
-            "TS503" | "40001" | "40P01" | "40003" | "55P03" | "57014" | "57P01" | "57P02" | "57P03" | "57P05"
-            | "25P03" | "25006" | "53200" | "53300" | "25P02" => Self::Retry,
+            "TS503" | "40001" | "40P01" | "40003" | "55P03" | "57014" | "57P01" | "57P02" | "57P03"
+            | "57P05" | "25P03" | "25006" | "53200" | "53300" | "25P02" => Self::Retry,
             "22P03" | "22P04" | "53100" | "53400" => Self::Stop,
             "21000" | "54000" | "54001" => Self::Poison,
             _ => match code.get(..2) {
@@ -110,7 +110,8 @@ mod tests {
         for code in ["22003", "22021", "22P02", "23514", "23502", "23503", "21000", "54000"] {
             assert_eq!(Class::of_sqlstate(code, ""), Class::Poison, "{code}");
         }
-        for code in ["53100", "42P01", "42501", "0A000", "58030", "XX001", "3D000", "22P04", "99999", "", "é"] {
+        for code in ["53100", "42P01", "42501", "0A000", "58030", "XX001", "3D000", "22P04", "99999", "", "é"]
+        {
             assert_eq!(Class::of_sqlstate(code, ""), Class::Stop, "{code}");
         }
         for code in ["40001", "40P01", "57P01", "08006", "55P03", "53300", "TS503"] {

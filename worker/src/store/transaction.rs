@@ -47,7 +47,8 @@ pub async fn run(
     if !batch.dead.is_empty() || !written.conflicts.is_empty() {
         let rows = batch.dead.iter().chain(&written.conflicts);
         let letters = rows.map(|row| (digest(batch, row), row)).collect();
-        let attempted = insert_dead_letters(connection, batch, letters, pipeline, &mut written.dead_letters).await?;
+        let attempted =
+            insert_dead_letters(connection, batch, letters, pipeline, &mut written.dead_letters).await?;
         let dead_lettered = written.dead_letters.iter().map(|(_, count)| count).sum();
         written.outcome +=
             Outcome { dead_lettered, deduplicated: attempted - dead_lettered, ..Outcome::default() };
@@ -68,7 +69,9 @@ pub async fn commit(connection: &mut PgConnection) -> Result<Micros, AttemptErro
 
 /// The database's clock.
 pub async fn clock<'c>(executor: impl sqlx::PgExecutor<'c>) -> Result<Micros, sqlx::Error> {
-    sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8").fetch_one(executor).await
+    sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8")
+        .fetch_one(executor)
+        .await
 }
 
 async fn copy_in(connection: &mut PgConnection, statement: &str, data: &[u8]) -> Result<(), sqlx::Error> {
@@ -80,7 +83,11 @@ async fn copy_in(connection: &mut PgConnection, statement: &str, data: &[u8]) ->
     Ok(())
 }
 
-async fn stage_samples(session: &mut Session, batch: &Batch, written: &mut Written) -> Result<(), sqlx::Error> {
+async fn stage_samples(
+    session: &mut Session,
+    batch: &Batch,
+    written: &mut Written,
+) -> Result<(), sqlx::Error> {
     let connection = &mut session.connection;
     if !session.staged {
         connection
@@ -92,7 +99,8 @@ async fn stage_samples(session: &mut Session, batch: &Batch, written: &mut Writt
         session.staged = true;
     }
     copy::staged_stream(&batch.samples, &batch.arena, &mut session.buffer);
-    let statement = format!("COPY pg_temp.penstock_stage ({}) FROM STDIN (FORMAT binary)", copy::STAGED_COLUMNS);
+    let statement =
+        format!("COPY pg_temp.penstock_stage ({}) FROM STDIN (FORMAT binary)", copy::STAGED_COLUMNS);
     copy_in(connection, &statement, &session.buffer).await?;
     let insert = format!(
         "INSERT INTO penstock.sample ({0}) SELECT {0} FROM pg_temp.penstock_stage ORDER BY series_id, ts \
@@ -182,7 +190,10 @@ async fn insert_events(connection: &mut PgConnection, rows: &[EventRow]) -> Resu
     Ok(Outcome { stored, deduplicated: rows.len() as u64 - stored, ..Outcome::default() })
 }
 
-async fn insert_metadata(connection: &mut PgConnection, rows: &[MetadataRow]) -> Result<Outcome, sqlx::Error> {
+async fn insert_metadata(
+    connection: &mut PgConnection,
+    rows: &[MetadataRow],
+) -> Result<Outcome, sqlx::Error> {
     let stored = sqlx::query(
         "INSERT INTO penstock.message (device_id, ts, digest, document) \
          SELECT device_id, 'epoch'::timestamptz + ts * interval '1 microsecond', digest, document::jsonb \
@@ -209,8 +220,10 @@ async fn insert_dead_letters(
 ) -> Result<u64, sqlx::Error> {
     letters.sort_by_key(|(digest, _)| *digest);
     let delivery = |row: &DeadRow| batch.deliveries.get(row.delivery as usize).map(|(delivery, _)| delivery);
-    let topics: Vec<String> =
-        letters.iter().map(|(_, row)| delivery(row).map_or_else(String::new, |d| text_of(&d.topic))).collect();
+    let topics: Vec<String> = letters
+        .iter()
+        .map(|(_, row)| delivery(row).map_or_else(String::new, |d| text_of(&d.topic)))
+        .collect();
     let payloads: Vec<&[u8]> =
         letters.iter().map(|(_, row)| delivery(row).map_or(&[][..], |d| &d.payload[..])).collect();
     let reasons: Vec<String> = sqlx::query_scalar(

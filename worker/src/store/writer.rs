@@ -79,7 +79,12 @@ pub struct Written {
 
 impl Writer {
     /// A writer that connects when it has a batch.
-    pub fn new(options: PgConnectOptions, pipeline: Arc<str>, breaker: Arc<Breaker>, metrics: Metrics) -> Self {
+    pub fn new(
+        options: PgConnectOptions,
+        pipeline: Arc<str>,
+        breaker: Arc<Breaker>,
+        metrics: Metrics,
+    ) -> Self {
         Self { options, pipeline, breaker, metrics, session: None, staging: false, deadline: FIRST_DEADLINE }
     }
 

@@ -1,0 +1,128 @@
+//! The only way a shard's session ends: unsubscribe, drain, end the session, forget the shard.
+//!
+//! Drained means: every UNSUBACK came, nothing is unacknowledged, and a marker that was published
+//! afterwards arrived behind all that the broker had queued.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::mqtt::connection::Lost;
+use crate::mqtt::session::{End, Marker, Order};
+use crate::mqtt::visit;
+use crate::shard::Shard;
+use crate::store::lease::{self, Acquired, LeaseError};
+use crate::store::lease_rules::Purpose;
+use crate::tenure::Tenure;
+
+/// How long the marker may take behind an emptied queue.
+const MARKER_PATIENCE: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Why a shard was not retired. Running it again goes on where this ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RetireError {
+    /// Nothing is known of the lease.
+    #[error("the lease: {0}")]
+    Lease(#[from] LeaseError),
+    /// The broker failed or refused.
+    #[error("the broker: {0}")]
+    Broker(#[from] Lost),
+    /// Another worker took the lease.
+    #[error("another worker took the shard over")]
+    Superseded,
+    /// No proof that the queue is empty.
+    #[error(
+        "the marker on {topic} did not arrive within {MARKER_PATIENCE:?}; allow this login to publish and subscribe \
+         there, or declare with --idle how long silence means empty"
+    )]
+    NoMarker {
+        /// Where it was published.
+        topic: String,
+    },
+}
+
+/// What proved that the queue was empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// The marker arrived.
+    Marker,
+    /// Nothing arrived for the declared time.
+    Idle,
+}
+
+impl Shard {
+    /// Retires the shard. `idle`: how long silence means empty, where publishing is not permitted.
+    pub async fn retire(&self, idle: Option<Duration>) -> Result<Proof, RetireError> {
+        let mut writers = JoinSet::new();
+        self.prepare(&mut writers).await;
+        let asked = Instant::now();
+        let mut row = match lease::acquire(&self.pool, &self.key, &self.me, Purpose::Retire).await? {
+            Acquired::Taken(row) => row,
+            Acquired::NeedsPreflight | Acquired::Wait { .. } => return Err(RetireError::Superseded),
+        };
+        // The session may have them although the row was lost.
+        row.filters.extend(self.settings.work.filters().iter().cloned());
+        let tenure = self.tenure(row, asked);
+        let topic = format!("penstock/retire/{}", self.settings.broker.client_id);
+        let (orders, mut orders_seen) = watch::channel(Order::Consume([topic.clone()].into()));
+        let session = self.session(Some(Marker { topic: topic.clone(), seen: watch::Sender::new(None) }));
+        let drain = async {
+            let proof = match &session.marker {
+                Some(marker) => self.drain(&tenure, marker, idle).await?,
+                None => Proof::Idle,
+            };
+            orders.send_replace(Order::Settle);
+            Ok::<_, RetireError>(proof)
+        };
+        let drained = async {
+            let (proof, end) = tokio::join!(drain, session.run(&tenure, &mut orders_seen));
+            if end == End::Superseded { Err(RetireError::Superseded) } else { proof }
+        };
+        let proof = tokio::select! {
+            proof = drained => proof?,
+            _ = tenure.lost() => return Err(RetireError::Superseded),
+            () = tenure.keep() => return Err(RetireError::Superseded),
+            () = self.beat() => return Err(RetireError::Superseded),
+        };
+        visit::end_session(&self.settings.broker).await?;
+        lease::forget(&self.pool, &self.key, &self.me).await?;
+        Ok(proof)
+    }
+
+    async fn drain(
+        &self,
+        tenure: &Tenure,
+        marker: &Marker,
+        idle: Option<Duration>,
+    ) -> Result<Proof, RetireError> {
+        let quiet = || self.shared.metrics.in_flight.get() == 0 && self.shared.acks.window().unacked == 0;
+        while tenure.filters() != [marker.topic.clone()] {
+            tokio::time::sleep(LOOK).await;
+        }
+        tracing::info!("unsubscribed; draining");
+        let nonce = uuid::Uuid::new_v4().to_string();
+        if let Err(lost) = visit::publish(&self.settings.broker.visit("-marker"), &marker.topic, &nonce).await
+        {
+            tracing::warn!(reason = lost.reason(), error = %lost, "the marker could not be published");
+        }
+        let (mut received, mut since) = (self.shared.metrics.received.get(), Instant::now());
+        loop {
+            if quiet() && marker.seen.borrow().as_deref() == Some(&nonce) {
+                return Ok(Proof::Marker);
+            }
+            let now_received = self.shared.metrics.received.get();
+            if now_received != received || !quiet() {
+                (received, since) = (now_received, Instant::now());
+            }
+            match idle {
+                Some(idle) if since.elapsed() >= idle => return Ok(Proof::Idle),
+                None if since.elapsed() >= MARKER_PATIENCE => {
+                    return Err(RetireError::NoMarker { topic: marker.topic.clone() });
+                }
+                _ => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! One shard's parts put together, and its life: wait for the lease, consume, let go.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::clock::DatabaseClock;
+use crate::formats::Formats;
+use crate::http::{Pages, Pulse};
+use crate::inbox::Inbox;
+use crate::ingest::Ingest;
+use crate::metrics::Metrics;
+use crate::mqtt::acks::Acks;
+use crate::mqtt::connection::Lost;
+use crate::mqtt::session::{End, Link, Marker, Order, Session, Shared};
+use crate::mqtt::visit;
+use crate::settings::{Settings, Work};
+use crate::store::breaker::Breaker;
+use crate::store::dictionary::Dictionary;
+use crate::store::lease::{self, Acquired, LeaseKey, Me};
+use crate::store::lease_rules::Purpose;
+use crate::store::writer::Writer;
+use crate::store::{connection, schema, transaction};
+use crate::tenure::{LeaseView, Superseded, Tenure};
+
+/// Writers of a worker: one commits while the other gathers.
+const WRITERS: usize = 2;
+/// How long a stopping worker has to commit and acknowledge what it holds.
+const GRACE: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+const BEAT: Duration = Duration::from_millis(500);
+
+/// A failure to put the parts together.
+#[derive(Debug, thiserror::Error)]
+#[error("metrics: {0}")]
+pub struct AssemblyError(#[from] prometheus::Error);
+
+/// One shard's parts.
+#[derive(Debug)]
+pub struct Shard {
+    pub(crate) settings: Settings,
+    pub(crate) shared: Arc<Shared>,
+    breaker: Arc<Breaker>,
+    pub(crate) pool: PgPool,
+    lease: Arc<LeaseView>,
+    pulse: Arc<Pulse>,
+    pub(crate) key: LeaseKey,
+    pub(crate) me: Me,
+}
+
+/// When and how to stop.
+#[derive(Debug, Clone)]
+pub struct Stop {
+    /// Becomes true when the worker is to stop.
+    pub signal: watch::Receiver<bool>,
+    /// How long it goes on consuming until another took over.
+    pub handover: Duration,
+}
+
+impl Stop {
+    /// Waits for the signal.
+    pub async fn requested(&self) {
+        let _ = self.signal.clone().wait_for(|stop| *stop).await;
+    }
+}
+
+impl Shard {
+    /// Puts the parts together; nothing is connected yet.
+    pub fn new(settings: Settings, me: Me) -> Result<Self, AssemblyError> {
+        let metrics = Metrics::new()?;
+        let shared = Arc::new(Shared {
+            inbox: Inbox::default(),
+            acks: Acks::default(),
+            link: Mutex::new(Link::default()),
+            budget: Arc::new(Semaphore::new(settings.max_in_hand)),
+            budget_bytes: settings.max_in_hand,
+            clock: DatabaseClock::default(),
+            metrics: metrics.clone(),
+        });
+        let lease = Arc::new(LeaseView::default());
+        lease.waiting("starting".to_owned());
+        Ok(Self {
+            pool: connection::pool(settings.database.clone()),
+            breaker: Arc::new(Breaker::new(metrics.breaker.clone())),
+            key: settings.lease_key(),
+            pulse: Arc::new(Pulse::default()),
+            settings,
+            shared,
+            lease,
+            me,
+        })
+    }
+
+    /// The pages of this shard.
+    pub fn pages(&self) -> Pages {
+        Pages {
+            shard: self.key.0.clone(),
+            shared: Arc::clone(&self.shared),
+            breaker: Arc::clone(&self.breaker),
+            reserve: connection::reserve(self.settings.database.clone()),
+            lease: Arc::clone(&self.lease),
+            pulse: Arc::clone(&self.pulse),
+            limits: self.settings.readiness,
+        }
+    }
+
+    /// Runs the shard until it is told to stop. `work` changes when the plan does.
+    pub async fn run(&self, work: watch::Receiver<Work>, stop: Stop) {
+        let mut writers = JoinSet::new();
+        tokio::select! {
+            () = stop.requested() => return,
+            () = self.prepare(&mut writers) => {}
+        }
+        let life = self.live(work, stop.clone());
+        let overdue = async {
+            stop.requested().await;
+            tokio::time::sleep(stop.handover + GRACE).await;
+        };
+        tokio::select! {
+            () = life => {}
+            () = overdue => tracing::error!("stopping although deliveries are still in hand"),
+        }
+        self.abandon();
+    }
+
+    pub(crate) fn abandon(&self) {
+        let left = self.shared.metrics.in_flight.get();
+        if left > 0 {
+            self.shared.metrics.abandoned.inc_by(left as u64);
+            self.shared.inbox.abandon();
+            tracing::warn!(deliveries = left, "given up uncommitted; the broker sends them again");
+        }
+    }
+
+    /// Waits for a database with a schema, reads the dictionary, and starts the writers.
+    pub async fn prepare(&self, writers: &mut JoinSet<()>) {
+        let dictionary = Dictionary::new(self.pool.clone(), self.settings.max_series);
+        let mut told = String::new();
+        loop {
+            self.pulse.beat();
+            let Err(error) = self.look_at_database(&dictionary).await else { break };
+            if told != error.to_string() {
+                tracing::error!(reason = error.reason(), %error, "waiting for the database");
+                told = error.to_string();
+                self.lease.waiting(format!("{}: {told}", error.reason()));
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        self.shared.metrics.series_cached.set(dictionary.cached() as i64);
+        let ingest = Arc::new(Ingest {
+            shared: Arc::clone(&self.shared),
+            decoder: self.settings.decoder(),
+            formats: Formats::new(&self.settings.work.subscriptions),
+            dictionary,
+            breaker: Arc::clone(&self.breaker),
+            limits: self.settings.batch,
+            turn: tokio::sync::Mutex::default(),
+        });
+        for _ in 0..WRITERS {
+            let writer = Writer::new(
+                self.settings.database.clone(),
+                Arc::clone(&self.settings.pipeline),
+                Arc::clone(&self.breaker),
+                self.shared.metrics.clone(),
+            );
+            let ingest = Arc::clone(&ingest);
+            writers.spawn(async move { ingest.run(writer).await });
+        }
+    }
+
+    async fn look_at_database(&self, dictionary: &Dictionary) -> Result<(), schema::SchemaError> {
+        let mut connection = self.pool.acquire().await?;
+        schema::require(&mut connection).await?;
+        self.shared.clock.observe(transaction::clock(&mut *connection).await?);
+        drop(connection);
+        dictionary.warm().await?;
+        Ok(())
+    }
+
+    /// Takes the lease whenever the rules allow, and consumes while it is held.
+    async fn live(&self, work: watch::Receiver<Work>, stop: Stop) {
+        let mut preflight = false;
+        loop {
+            self.pulse.beat();
+            let asked = Instant::now();
+            let acquired = lease::acquire(&self.pool, &self.key, &self.me, Purpose::Run { preflight });
+            let acquired = tokio::select! {
+                acquired = acquired => acquired,
+                () = stop.requested() => break,
+            };
+            preflight = false;
+            let why = match acquired {
+                Ok(Acquired::Taken(row)) => {
+                    tracing::info!(shard = self.key.0, instance = self.me.instance, "took the shard's lease");
+                    let tenure = self.tenure(row, asked);
+                    match self.serve(&tenure, work.clone(), &stop).await {
+                        End::Settled => return,
+                        End::Superseded => continue,
+                    }
+                }
+                Ok(Acquired::NeedsPreflight) => match self.preflight().await {
+                    Ok(()) => {
+                        preflight = true;
+                        continue;
+                    }
+                    Err(lost) => format!("the preflight failed: {lost}"),
+                },
+                Ok(Acquired::Wait { holder, why }) => format!("{why} ({holder})"),
+                Err(error) => format!("nothing is known of the lease: {error}"),
+            };
+            if self.lease.explain() != why {
+                tracing::info!(why, "waiting for the shard's lease");
+            }
+            self.lease.waiting(why);
+            tokio::select! {
+                () = tokio::time::sleep(ASK_AGAIN) => {}
+                () = stop.requested() => break,
+            }
+        }
+        // Without the lease no acknowledgement can be sent, but what is in hand is still committed.
+        while self.shared.metrics.in_flight.get() > 0 {
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+
+    pub(crate) fn tenure(&self, row: lease::LeaseRow, asked: Instant) -> Tenure {
+        Tenure::new(self.pool.clone(), self.key.clone(), self.me.clone(), row, asked, Arc::clone(&self.lease))
+    }
+
+    /// Whether this worker could run the shard: the database answers already; so must the broker.
+    async fn preflight(&self) -> Result<(), Lost> {
+        match visit::log_in(&self.settings.broker.visit("-preflight")).await {
+            // Brokers may allow a login only certain ids: that says nothing about the real one.
+            Ok(_) | Err(Lost::ClientIdRefused) => Ok(()),
+            Err(lost) => Err(lost),
+        }
+    }
+
+    async fn serve(&self, tenure: &Tenure, mut work: watch::Receiver<Work>, stop: &Stop) -> End {
+        let known = tenure.plan_generation();
+        let first = work.borrow_and_update().clone();
+        let filters = if first.generation < known {
+            tracing::warn!(
+                generation = first.generation,
+                known,
+                "the plan is older than one followed before; keeping its filters"
+            );
+            tenure.filters().into()
+        } else {
+            first.filters()
+        };
+        let (orders, mut orders_seen) = watch::channel(Order::Consume(filters));
+        let session = self.session(None);
+        let follow_plan = async {
+            tenure.follows(first.generation).await;
+            let mut followed = known.max(first.generation);
+            while work.changed().await.is_ok() {
+                let next = work.borrow_and_update().clone();
+                if next.generation < followed {
+                    tracing::warn!(generation = next.generation, followed, "ignoring an older plan");
+                    continue;
+                }
+                followed = next.generation;
+                tracing::info!(
+                    generation = followed,
+                    filters = next.subscriptions.len(),
+                    "following a new plan"
+                );
+                orders.send_replace(Order::Consume(next.filters()));
+                tenure.follows(followed).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let until_stop = async {
+            tokio::select! {
+                () = tenure.keep() => {}
+                () = follow_plan => {}
+                () = stop.requested() => {
+                    tracing::info!(handover = ?stop.handover, "stopping");
+                    tenure.release().await;
+                    if !stop.handover.is_zero() {
+                        let _ = tokio::time::timeout(stop.handover, tenure.handed_over()).await;
+                    }
+                    orders.send_replace(Order::Settle);
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            end = session.run(tenure, &mut orders_seen) => end,
+            Superseded { by } = tenure.lost() => {
+                tracing::warn!(by, "superseded; committing what is in hand");
+                self.disconnected();
+                End::Superseded
+            }
+            () = until_stop => End::Superseded,
+            () = self.beat() => End::Superseded,
+        }
+    }
+
+    /// The session was dropped with its connection.
+    fn disconnected(&self) {
+        self.shared.acks.end();
+        self.shared.metrics.connected.set(0);
+        self.shared.link().connected = false;
+    }
+
+    pub(crate) fn session(&self, marker: Option<Marker>) -> Session {
+        Session {
+            options: self.settings.broker.clone(),
+            layout: self.settings.layout.clone(),
+            marker,
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// Beats in the same task as the session: when that blocks, so does this.
+    pub(crate) async fn beat(&self) {
+        loop {
+            self.pulse.beat();
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+}
