@@ -1,2 +1,79 @@
 //! The local stack of real parts, and everything that runs on it.
-fn main() {}
+
+mod bed;
+mod compare;
+mod fleet;
+mod local;
+mod proxy;
+mod publisher;
+mod scenarios;
+mod stack;
+mod suite;
+mod wait;
+mod worker;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Real Mosquitto, PostgreSQL and TimescaleDB on this machine, and what runs on them.
+///
+/// The parts are Debian packages in a folder under target/. DATABASE_URL (a superuser of a
+/// PostgreSQL server) and MQTT_URL name parts of your own instead.
+#[derive(Parser)]
+#[command(name = "cargo e2e")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a broker and a database, and say how to run a worker on them.
+    Up,
+    /// Stop them; `--wipe` also removes what they stored.
+    Down {
+        /// Remove the broker's and the database's data.
+        #[arg(long)]
+        wipe: bool,
+    },
+    /// What is running.
+    Status,
+    /// A psql on the database that `up` started, as a superuser.
+    Psql {
+        /// Arguments for psql.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run all tests, or those whose name holds the filter.
+    Test {
+        /// Part of a scenario's name.
+        filter: Option<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Up => runtime()?.block_on(local::up()),
+        Command::Down { wipe } => local::down(wipe),
+        Command::Status => local::status(),
+        Command::Psql { arguments } => local::psql(&arguments),
+        Command::Test { filter } => suite::run(filter.as_deref()),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Runtime::new()?)
+}

@@ -1,0 +1,323 @@
+//! What a scenario gets: a broker and a database of its own, and workers between them.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use sqlx::{Connection, PgConnection};
+
+use crate::publisher::{self, Outgoing};
+use crate::stack::mosquitto::{Mosquitto, Setup};
+use crate::stack::postgres::{self, Database, Postgres};
+use crate::stack::{self, free_port, install};
+use crate::worker::{self, Metrics, Start, Worker};
+
+/// Servers that scenarios share.
+#[derive(Debug)]
+pub struct Stack {
+    root: Option<PathBuf>,
+    run: String,
+    server: Option<Postgres>,
+    admin_url: String,
+    /// A broker that is not ours, from MQTT_URL.
+    pub external_broker: Option<String>,
+}
+
+/// What a scenario faults, and must therefore have for itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// The broker's process.
+    pub broker: bool,
+    /// The database's process.
+    pub server: bool,
+    /// A server without TimescaleDB.
+    pub plain: bool,
+}
+
+impl Stack {
+    /// Starts what is shared, or takes what DATABASE_URL and MQTT_URL name.
+    pub async fn start() -> Result<Self> {
+        let external_broker =
+            std::env::var("MQTT_URL").ok().map(|url| url.trim_start_matches("mqtt://").to_owned());
+        let external = std::env::var("DATABASE_URL").ok();
+        let needs_root = external_broker.is_none() || external.is_none();
+        let root = if needs_root { Some(install::root()?) } else { None };
+        let run = format!("run-{}", std::process::id());
+        let mut stack = Self { root, run, server: None, admin_url: String::new(), external_broker };
+        stack.admin_url = match external {
+            Some(url) => url,
+            None => {
+                let server = stack.postgres("shared", postgres::TIMESCALEDB).await?;
+                let url = server.admin_url("postgres");
+                stack.server = Some(server);
+                url
+            }
+        };
+        Ok(stack)
+    }
+
+    /// Why a scenario with these needs cannot run here.
+    pub fn lacks(&self, needs: Needs) -> Option<&'static str> {
+        if needs.broker && self.external_broker.is_some() {
+            Some("it stops the broker, and MQTT_URL names one that is not ours")
+        } else if needs.server && self.server.is_none() {
+            Some("it stops the database, and DATABASE_URL names one that is not ours")
+        } else {
+            None
+        }
+    }
+
+    /// As a superuser of the shared server.
+    pub fn admin_url(&self) -> &str {
+        &self.admin_url
+    }
+
+    async fn postgres(&self, name: &str, preload: &'static str) -> Result<Postgres> {
+        let root = self.root.clone().context("a root")?;
+        let setup = postgres::Setup { preload, bound: true };
+        Postgres::start(root, &format!("/srv/{}/{name}", self.run), free_port()?, setup).await
+    }
+
+    fn mosquitto(&self, name: &str, setup: &Setup) -> Result<Mosquitto> {
+        let root = self.root.clone().context("a root")?;
+        Mosquitto::start(root, &format!("/srv/{}/{name}", self.run), free_port()?, setup, true)
+    }
+
+    /// A bed for one scenario.
+    pub async fn bed(&self, name: &str, needs: Needs, setup: &Setup) -> Result<Bed> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let folder = stack::folder().join(&self.run).join(format!("{number}-{name}"));
+        std::fs::create_dir_all(&folder)?;
+        let broker = match &self.external_broker {
+            Some(_) => None,
+            None => Some(self.mosquitto(&format!("broker-{number}"), setup)?),
+        };
+        let preload = if needs.plain { "" } else { postgres::TIMESCALEDB };
+        let server = match needs.server {
+            true => Some(self.postgres(&format!("pg-{number}"), preload).await?),
+            false => None,
+        };
+        let admin =
+            server.as_ref().map_or_else(|| self.admin_url.clone(), |server| server.admin_url("postgres"));
+        let database =
+            postgres::create_database(&admin, &format!("e2e_{}_{number}", std::process::id())).await?;
+        let address = match (&broker, &self.external_broker) {
+            (Some(broker), _) => format!("127.0.0.1:{}", broker.port),
+            (None, Some(address)) => address.clone(),
+            (None, None) => anyhow::bail!("no broker"),
+        };
+        let bed = Bed { number, folder, broker, server, database, address, started: Vec::new() };
+        write_secrets(&bed.secrets(), &bed.database)?;
+        Ok(bed)
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        self.server = None;
+        if let Some(root) = &self.root {
+            postgres::clean(root, &self.run);
+        }
+        // Kept after a failure, for its logs.
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(stack::folder().join(&self.run));
+        }
+    }
+}
+
+/// What a scenario gets.
+#[derive(Debug)]
+pub struct Bed {
+    number: u32,
+    /// A folder for files and logs.
+    pub folder: PathBuf,
+    broker: Option<Mosquitto>,
+    server: Option<Postgres>,
+    /// The database.
+    pub database: Database,
+    /// The broker's address.
+    pub address: String,
+    started: Vec<PathBuf>,
+}
+
+impl Bed {
+    /// The broker's process.
+    pub fn broker(&mut self) -> Result<&mut Mosquitto> {
+        self.broker.as_mut().context("the scenario did not say that it needs the broker")
+    }
+
+    /// The database's process.
+    pub fn server(&mut self) -> Result<&mut Postgres> {
+        self.server.as_mut().context("the scenario did not say that it needs the server")
+    }
+
+    /// Has workers reach the database through a proxy.
+    pub fn reach_database_through(&self, port: u16) -> Result<()> {
+        let mut through = self.database.clone();
+        let mut url = url::Url::parse(&through.worker_url)?;
+        url.set_port(Some(port)).ok().context("a port")?;
+        through.worker_url = url.to_string();
+        write_secrets(&self.secrets(), &through)
+    }
+
+    /// The folder of secrets.
+    pub fn secrets(&self) -> PathBuf {
+        self.folder.join("secrets")
+    }
+
+    /// Writes the example manifest with the scenario's broker and changes of `edit`.
+    pub fn manifest(&self, edit: impl FnOnce(String) -> String) -> Result<PathBuf> {
+        let example = std::fs::read_to_string(stack::project().join("examples/plant.yaml"))?;
+        let text = broker_url(&example, &self.address)
+            .replace("clientIdPrefix: plant", &format!("clientIdPrefix: bed-{}", self.number));
+        let path = self.folder.join("plant.yaml");
+        std::fs::write(&path, edit(text))?;
+        Ok(path)
+    }
+
+    /// The client id of shard 0.
+    pub fn client_id(&self) -> String {
+        format!("bed-{}-0", self.number)
+    }
+
+    /// Makes the schema.
+    pub async fn migrate(&self) -> Result<()> {
+        let manifest = self.manifest(|text| text)?;
+        let (good, said) = worker::command(&["migrate"], &manifest, &self.secrets()).await?;
+        ensure!(good, "migrate: {said}");
+        Ok(())
+    }
+
+    /// Makes the schema and starts a worker that is ready.
+    pub async fn worker(&mut self) -> Result<Worker> {
+        self.worker_with(|text| text).await
+    }
+
+    /// The same with a changed manifest.
+    pub async fn worker_with(&mut self, edit: impl FnOnce(String) -> String) -> Result<Worker> {
+        self.migrate().await?;
+        self.manifest(edit)?;
+        let worker = self.start("one", &[])?;
+        worker.ready().await?;
+        Ok(worker)
+    }
+
+    /// Starts a worker on the manifest as it is.
+    pub fn start(&mut self, instance: &str, more: &[&str]) -> Result<Worker> {
+        let log = self.folder.join(format!("worker-{instance}.log"));
+        if !self.started.contains(&log) {
+            self.started.push(log.clone());
+        }
+        Worker::start(&Start {
+            manifest: self.folder.join("plant.yaml"),
+            secrets: self.secrets(),
+            instance: instance.to_owned(),
+            log,
+            more: more.iter().map(|&argument| argument.to_owned()).collect(),
+        })
+    }
+
+    /// Publishes messages and waits for their acknowledgements.
+    pub async fn publish(&self, messages: Vec<Outgoing>) -> Result<()> {
+        publisher::publish_all(&self.address, messages).await
+    }
+
+    /// Publishes one message at QoS 1.
+    pub async fn publish_one(&self, topic: &str, payload: impl Into<bytes::Bytes>) -> Result<()> {
+        self.publish(vec![Outgoing { topic: topic.to_owned(), payload: payload.into(), qos: 1 }]).await
+    }
+
+    /// The one value that a query gives, as a superuser.
+    pub async fn sql<T>(&self, query: &str) -> Result<T>
+    where
+        T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        let mut connection = PgConnection::connect(&self.database.admin_url).await?;
+        let value = sqlx::query_scalar(query).fetch_one(&mut connection).await?;
+        connection.close().await?;
+        Ok(value)
+    }
+
+    /// The first row that a query gives, as a superuser.
+    pub async fn row<T>(&self, query: &str) -> Result<T>
+    where
+        T: Send + Unpin + for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow>,
+    {
+        self.rows(query).await?.into_iter().next().with_context(|| format!("no row: {query}"))
+    }
+
+    /// All rows that a query gives, as a superuser.
+    pub async fn rows<T>(&self, query: &str) -> Result<Vec<T>>
+    where
+        T: Send + Unpin + for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow>,
+    {
+        let mut connection = PgConnection::connect(&self.database.admin_url).await?;
+        let rows = sqlx::query_as(query).fetch_all(&mut connection).await?;
+        connection.close().await?;
+        Ok(rows)
+    }
+
+    /// Runs statements, as a superuser.
+    pub async fn execute(&self, statements: &str) -> Result<()> {
+        let mut connection = PgConnection::connect(&self.database.admin_url).await?;
+        sqlx::raw_sql(statements).execute(&mut connection).await?;
+        connection.close().await?;
+        Ok(())
+    }
+
+    /// All logs' ends, after a failure.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for log in &self.started {
+            let lines = std::fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<&str> = lines.lines().collect();
+            text +=
+                &format!("--- {}\n{}\n", log.display(), lines[lines.len().saturating_sub(25)..].join("\n"));
+        }
+        if let Some(broker) = &self.broker {
+            text += &broker.tail();
+        }
+        if let Some(server) = &self.server {
+            text += &server.tail();
+        }
+        text
+    }
+
+    /// Fails if a log holds a secret.
+    pub fn require_no_secret_in_logs(&self) -> Result<()> {
+        for log in &self.started {
+            let text = std::fs::read_to_string(log).unwrap_or_default();
+            ensure!(!text.contains("-secret"), "{} holds a secret", log.display());
+        }
+        Ok(())
+    }
+}
+
+/// The example manifest with another broker.
+pub fn broker_url(example: &str, address: &str) -> String {
+    example.replace("mqtt://127.0.0.1:1883", &format!("mqtt://{address}"))
+}
+
+/// Writes the secrets that the example manifest names.
+pub fn write_secrets(folder: &Path, database: &Database) -> Result<()> {
+    let folder = folder.join("timescale");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join("url"), &database.worker_url)?;
+    std::fs::write(folder.join("owner-url"), &database.owner_url)?;
+    Ok(())
+}
+
+/// Fails unless both accounting identities hold.
+pub fn require_identities(metrics: &Metrics) -> Result<()> {
+    let get = |name: &str| metrics.get(name);
+    let received = get("ingest_received_total");
+    let accounted = get("ingest_committed_total")
+        + get("ingest_abandoned_total")
+        + get("ingest_dropped_qos0_total")
+        + get("ingest_in_flight");
+    ensure!((received - accounted).abs() < 0.5, "received {received}, accounted for {accounted}");
+    let (items, outcomes) = (metrics.sum("ingest_items_total"), metrics.sum("ingest_outcomes_total"));
+    ensure!((items - outcomes).abs() < 0.5, "items {items}, outcomes {outcomes}");
+    Ok(())
+}

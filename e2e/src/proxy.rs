@@ -1,0 +1,167 @@
+//! A TCP proxy that cuts or freezes connections, also in the middle of a COPY or a COMMIT.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// What the proxy does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Forwards.
+    Pass,
+    /// Closes every connection and takes no new one.
+    Cut,
+    /// Forwards nothing and closes nothing.
+    Freeze,
+}
+
+/// When the proxy begins to do so by itself: on the wire to a PostgreSQL server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// Right after the first data of a COPY of samples passed.
+    InCopy,
+    /// When COMMIT is asked for, before it passes.
+    BeforeCommit,
+    /// Right after COMMIT passed, before its answer.
+    AfterCommit,
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    /// Its port on loopback.
+    pub port: u16,
+    mode: watch::Sender<Mode>,
+    trigger: watch::Sender<Option<(Trigger, Mode)>>,
+    fired: Arc<AtomicUsize>,
+    /// Bytes passed to the client.
+    pub bytes_down: Arc<AtomicU64>,
+}
+
+impl Proxy {
+    /// Starts a proxy before an address.
+    pub async fn start(target: String) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let port = listener.local_addr()?.port();
+        let (mode, modes) = watch::channel(Mode::Pass);
+        let (trigger, triggers) = watch::channel(None);
+        let proxy = Self {
+            port,
+            mode: mode.clone(),
+            trigger: trigger.clone(),
+            fired: Arc::default(),
+            bytes_down: Arc::default(),
+        };
+        let (fired, bytes_down) = (Arc::clone(&proxy.fired), Arc::clone(&proxy.bytes_down));
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                if *modes.borrow() == Mode::Cut {
+                    continue;
+                }
+                let link = Link {
+                    modes: modes.clone(),
+                    mode: mode.clone(),
+                    triggers: triggers.clone(),
+                    trigger: trigger.clone(),
+                    fired: Arc::clone(&fired),
+                    bytes_down: Arc::clone(&bytes_down),
+                };
+                tokio::spawn(link.serve(client, target.clone()));
+            }
+        });
+        Ok(proxy)
+    }
+
+    /// Does so from now on.
+    pub fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+
+    /// Does so when the trigger is seen, once.
+    pub fn arm(&self, trigger: Trigger, mode: Mode) {
+        self.trigger.send_replace(Some((trigger, mode)));
+    }
+
+    /// How often a trigger was seen.
+    pub fn fired(&self) -> usize {
+        self.fired.load(Ordering::SeqCst)
+    }
+}
+
+struct Link {
+    modes: watch::Receiver<Mode>,
+    mode: watch::Sender<Mode>,
+    triggers: watch::Receiver<Option<(Trigger, Mode)>>,
+    trigger: watch::Sender<Option<(Trigger, Mode)>>,
+    fired: Arc<AtomicUsize>,
+    bytes_down: Arc<AtomicU64>,
+}
+
+impl Link {
+    async fn serve(mut self, client: TcpStream, target: String) {
+        let Ok(server) = TcpStream::connect(target).await else { return };
+        let _ = (client.set_nodelay(true), server.set_nodelay(true));
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        let (mut up, mut down) = (vec![0u8; 64 * 1024], vec![0u8; 64 * 1024]);
+        loop {
+            let mode = *self.modes.borrow_and_update();
+            match mode {
+                Mode::Cut => return,
+                Mode::Freeze => {
+                    // A frozen connection stays frozen, even when others pass again.
+                    tokio::time::sleep(Duration::from_secs(60)).await;
+                    return;
+                }
+                Mode::Pass => {}
+            }
+            tokio::select! {
+                changed = self.modes.changed() => if changed.is_err() { return },
+                read = from_client.read(&mut up) => match read {
+                    Ok(1..) => {
+                        let data = &up[..read.unwrap_or_default()];
+                        let armed = *self.triggers.borrow();
+                        let hit = armed.filter(|(trigger, _)| matches(*trigger, data));
+                        let pass = !matches!(hit, Some((Trigger::BeforeCommit, _)));
+                        if pass && to_server.write_all(data).await.is_err() {
+                            return;
+                        }
+                        if let Some((_, mode)) = hit {
+                            if pass {
+                                // The server has it; its answer is what the client must not get.
+                                tokio::time::sleep(Duration::from_millis(100)).await;
+                            }
+                            self.trigger.send_replace(None);
+                            self.fired.fetch_add(1, Ordering::SeqCst);
+                            self.mode.send_replace(mode);
+                        }
+                    }
+                    _ => return,
+                },
+                read = from_server.read(&mut down) => match read {
+                    Ok(count @ 1..) => {
+                        self.bytes_down.fetch_add(count as u64, Ordering::Relaxed);
+                        if to_client.write_all(&down[..count]).await.is_err() {
+                            return;
+                        }
+                    }
+                    _ => return,
+                },
+            }
+        }
+    }
+}
+
+/// Whether the client's bytes hold what the trigger waits for.
+fn matches(trigger: Trigger, data: &[u8]) -> bool {
+    let needle: &[u8] = match trigger {
+        Trigger::InCopy => b"PGCOPY\n",
+        Trigger::BeforeCommit | Trigger::AfterCommit => b"COMMIT\0",
+    };
+    data.windows(needle.len()).any(|window| window == needle)
+}

@@ -1,0 +1,182 @@
+//! Shards pass from worker to worker, change their plan, and end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::load::Load;
+use crate::bed::{Bed, require_identities};
+use crate::compare::compare;
+use crate::fleet::{Fleet, at};
+use crate::publisher::{self, Progress};
+use crate::scenario;
+use crate::suite::Scenario;
+use crate::wait::until_async;
+use crate::worker;
+
+const LONG: Duration = Duration::from_secs(40);
+
+pub fn all() -> Vec<Scenario> {
+    vec![
+        scenario!(a_newer_instance_takes_over_under_load_and_the_older_one_does_not_steal_back),
+        scenario!(a_stopping_worker_serves_until_its_successor_has_taken_over),
+        scenario!(a_retired_shard_has_no_session_and_lost_nothing_of_a_full_queue),
+        scenario!(a_shard_is_retired_from_under_a_running_worker),
+        scenario!(a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not),
+    ]
+}
+
+async fn a_newer_instance_takes_over_under_load_and_the_older_one_does_not_steal_back(
+    bed: &mut Bed,
+) -> Result<()> {
+    let mut one = bed.worker().await?;
+    let load = Load::mixed(bed, 800.0);
+    one.metric("messages flow", LONG, |m| m.get("ingest_committed_total") > 500.0).await?;
+    let two = bed.start("two", &[])?;
+    two.ready().await?;
+    let why = one.not_ready("lease_not_held").await?;
+    ensure!(why["reasons"].to_string().contains("two"), "it says who has the shard: {why}");
+    ensure!(one.is_live().await?, "a superseded worker is live");
+    one.metric("what it held is committed", LONG, |m| m.get("ingest_in_flight") == 0.0).await?;
+    require_identities(&one.metrics().await?)?;
+
+    one.kill();
+    let one = bed.start("one", &[])?;
+    let why = one.not_ready("lease_not_held").await?;
+    ensure!(why["reasons"].to_string().contains("newer instance"), "it says why it waits: {why}");
+    // Through several of its attempts.
+    let before = two.metrics().await?.get("ingest_committed_total");
+    two.metric("the newer one goes on", LONG, |m| m.get("ingest_committed_total") > before + 4000.0).await?;
+    ensure!(
+        two.metrics().await?.get("ingest_lease_held") > 0.0 && two.readiness().await?.0,
+        "the newer one keeps the shard"
+    );
+    ensure!(one.metrics().await?.get("ingest_mqtt_epoch") == 0.0, "the older one never connected");
+    load.finish(bed, &two).await.map(drop)
+}
+
+async fn a_stopping_worker_serves_until_its_successor_has_taken_over(bed: &mut Bed) -> Result<()> {
+    bed.migrate().await?;
+    bed.manifest(|text| text)?;
+    let one = bed.start("one", &["--handover", "20"])?;
+    one.ready().await?;
+    let load = Load::mixed(bed, 500.0);
+    one.metric("messages flow", LONG, |m| m.get("ingest_committed_total") > 300.0).await?;
+    one.ask_to_stop();
+    let before = one.metrics().await?.get("ingest_committed_total");
+    one.metric("it goes on consuming", LONG, |m| m.get("ingest_committed_total") > before + 500.0).await?;
+    let two = bed.start("two", &[])?;
+    two.ready().await?;
+    // Long before the time for the handover is over.
+    one.ended(Duration::from_secs(8)).await?;
+    load.finish(bed, &two).await.map(drop)
+}
+
+/// Leaves a queue of messages for a shard that nobody runs, and returns what was published.
+async fn queue(bed: &mut Bed, messages: u64) -> Result<(Fleet, Vec<crate::fleet::Entry>)> {
+    bed.worker().await?.stop(Duration::from_secs(10)).await?;
+    let fleet = Fleet { rate: None, mixed: true, ..Fleet::steady(&bed.address, 0.0, messages) };
+    let ledger = fleet.run(Arc::new(Progress::default())).await?;
+    Ok((fleet, ledger))
+}
+
+async fn require_retired(bed: &Bed) -> Result<()> {
+    let present = publisher::has_session(&bed.address, &bed.client_id()).await?;
+    ensure!(!present, "the broker still has the session");
+    ensure!(
+        bed.sql::<i64>("SELECT count(*) FROM penstock.shard_lease").await? == 0,
+        "the shard's row is still there"
+    );
+    Ok(())
+}
+
+async fn a_retired_shard_has_no_session_and_lost_nothing_of_a_full_queue(bed: &mut Bed) -> Result<()> {
+    let (fleet, ledger) = queue(bed, 20_000).await?;
+    ensure!(publisher::has_session(&bed.address, &bed.client_id()).await?, "there is a session to retire");
+    let (good, said) = worker::command(&["retire"], &bed.folder.join("plant.yaml"), &bed.secrets()).await?;
+    ensure!(good && said.contains("Marker"), "retire: {said}");
+    compare(&bed.database.admin_url, &ledger, fleet.points).await?.require_exact()?;
+    require_retired(bed).await?;
+    // Nothing to retire is no failure: a Job may run again.
+    let (good, said) = worker::command(&["retire"], &bed.folder.join("plant.yaml"), &bed.secrets()).await?;
+    ensure!(good, "retire again: {said}");
+    require_retired(bed).await
+}
+
+async fn a_shard_is_retired_from_under_a_running_worker(bed: &mut Bed) -> Result<()> {
+    let (fleet, ledger) = queue(bed, 20_000).await?;
+    let one = bed.start("one", &[])?;
+    one.metric("messages flow", LONG, |m| m.get("ingest_committed_total") > 0.0).await?;
+    let retiring = tokio::spawn({
+        let (manifest, secrets) = (bed.folder.join("plant.yaml"), bed.secrets());
+        async move { worker::command(&["retire"], &manifest, &secrets).await }
+    });
+    one.not_ready("lease_not_held").await?;
+    one.stop(Duration::from_secs(20)).await?;
+    let (good, said) = retiring.await??;
+    ensure!(good, "retire: {said}");
+    compare(&bed.database.admin_url, &ledger, fleet.points).await?.require_exact()?;
+    require_retired(bed).await
+}
+
+async fn a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not(bed: &mut Bed) -> Result<()> {
+    bed.migrate().await?;
+    bed.manifest(|text| text)?;
+    let path = bed.folder.join("plan.yaml");
+    let plan = |generation: i64, kinds: &[&str]| {
+        let keys: Vec<String> = kinds.iter().map(|kind| format!("\"traksense/+/+/+/{kind}\"")).collect();
+        // As a kubelet does it: readers see the old file or the new one.
+        let next = path.with_extension("next");
+        std::fs::write(&next, format!("generation: {generation}\nshard: 3\nkeys: [{}]\n", keys.join(", ")))?;
+        std::fs::rename(next, &path)
+    };
+    plan(5, &["telem"])?;
+    let worker = bed.start("one", &["--shard", "3", "--plan", &path.to_string_lossy()])?;
+    worker.ready().await?;
+    let subscribed = async |filters: &[&str]| {
+        until_async(&format!("subscribed are {filters:?}"), LONG, || async {
+            let Ok(status) = worker.status().await else { return false };
+            let known: Vec<&str> = status["lease"]["filters"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|f| f.as_str())
+                .collect();
+            known == filters
+        })
+        .await
+    };
+    subscribed(&["traksense/+/+/+/telem"]).await?;
+    plan(6, &["ack", "telem"])?;
+    subscribed(&["traksense/+/+/+/ack", "traksense/+/+/+/telem"]).await?;
+    plan(7, &["ack"])?;
+    subscribed(&["traksense/+/+/+/ack"]).await?;
+    plan(6, &["ack", "telem"])?;
+    worker.logs("ignoring an older plan", LONG).await?;
+    subscribed(&["traksense/+/+/+/ack"]).await?;
+    ensure!(
+        worker.status().await?["lease"]["plan_generation"] == 7,
+        "the status says which plan is followed"
+    );
+    ensure!(worker.metrics().await?.get("ingest_mqtt_epoch") == 1.0, "one connection served all of it");
+
+    // A restart on the older file keeps what the row remembers.
+    worker.stop(Duration::from_secs(10)).await?;
+    let worker = bed.start("one", &["--shard", "3", "--plan", &path.to_string_lossy()])?;
+    worker.ready().await?;
+    ensure!(
+        worker.status().await?["lease"]["filters"].as_array().map(Vec::len) == Some(1),
+        "the row's filters are kept"
+    );
+    let topic = "traksense/t0/s1/dev-00001";
+    bed.publish_one(
+        &format!("{topic}/telem"),
+        format!(r#"{{"schema":"v1","ts":"{}","points":[{{"name":"p0","v":1}}]}}"#, at(1)),
+    )
+    .await?;
+    bed.publish_one(&format!("{topic}/ack"), r#"{"schema":"v1","cmd_id":"c1","ok":true}"#).await?;
+    worker.metric("the answer is stored", LONG, |m| m.get("ingest_messages_total/ack") == 1.0).await?;
+    ensure!(worker.idle().await?.get("ingest_received_total") == 1.0, "what is not subscribed does not come");
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! Rows that the database refuses, and a database that refuses all rows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::load::Load;
+use crate::bed::{Bed, require_identities};
+use crate::fleet::{Fleet, at};
+use crate::publisher::{Outgoing, Progress};
+use crate::scenario;
+use crate::suite::Scenario;
+
+const LONG: Duration = Duration::from_secs(60);
+const TOPIC: &str = "traksense/t0/s1/dev-00000/telem";
+
+pub fn all() -> Vec<Scenario> {
+    vec![
+        scenario!(a_poison_row_among_10_000_good_ones_is_one_dead_letter),
+        scenario!(a_poison_answer_among_good_ones_is_one_dead_letter),
+        scenario!(a_full_disk_stops_consuming_and_gives_no_row_up[server]),
+        scenario!(a_missing_right_stops_consuming_and_gives_no_row_up),
+    ]
+}
+
+async fn a_poison_row_among_10_000_good_ones_is_one_dead_letter(bed: &mut Bed) -> Result<()> {
+    let worker = bed.worker().await?;
+    bed.execute("ALTER TABLE penstock.sample ADD CONSTRAINT good CHECK (v_num IS DISTINCT FROM 666)").await?;
+    let message = |n: u32, values: [u32; 4]| {
+        let points: Vec<String> =
+            values.iter().enumerate().map(|(p, v)| format!(r#"{{"name":"p{p}","v":{v}}}"#)).collect();
+        let payload = format!(r#"{{"schema":"v1","ts":"{}","points":[{}]}}"#, at(n), points.join(","));
+        Outgoing { topic: TOPIC.into(), payload: payload.into(), qos: 1 }
+    };
+    let poison = message(1200, [1, 2, 666, 4]);
+    let mut messages: Vec<Outgoing> =
+        (0..2500).filter(|n| *n != 1200).map(|n| message(n, [n, n, n, 7])).collect();
+    messages.insert(1200, poison.clone());
+    messages.push(poison);
+    bed.publish(messages).await?;
+    worker.metric("all is committed", LONG, |m| m.get("ingest_committed_total") >= 2501.0).await?;
+    let stored: i64 = bed.sql("SELECT count(*) FROM penstock.sample").await?;
+    ensure!(stored == 9999, "{stored} rows are stored");
+    let letter: (String, i32, String) =
+        bed.row("SELECT reason, part, detail FROM penstock.dead_letter").await?;
+    ensure!(letter.0 == "database" && letter.1 == 2, "the dead letter names the part: {letter:?}");
+    ensure!(letter.2.contains("23514"), "the detail has the SQLSTATE: {}", letter.2);
+    ensure!(
+        bed.sql::<i64>("SELECT count(*) FROM penstock.dead_letter").await? == 1,
+        "one dead letter for two deliveries"
+    );
+    require_identities(&worker.idle().await?)
+}
+
+async fn a_poison_answer_among_good_ones_is_one_dead_letter(bed: &mut Bed) -> Result<()> {
+    let worker = bed.worker().await?;
+    bed.execute("ALTER TABLE penstock.command_ack ADD CONSTRAINT good CHECK (cmd_id <> 'c77')").await?;
+    let answers = (0..200).map(|n| Outgoing {
+        topic: "traksense/t0/s1/dev-00000/ack".into(),
+        payload: format!(r#"{{"schema":"v1","cmd_id":"c{n}","ok":true}}"#).into(),
+        qos: 1,
+    });
+    bed.publish(answers.collect()).await?;
+    worker.metric("all is committed", LONG, |m| m.get("ingest_committed_total") >= 200.0).await?;
+    ensure!(
+        bed.sql::<i64>("SELECT count(*) FROM penstock.command_ack").await? == 199,
+        "the good answers are stored"
+    );
+    let letter: (String, String) =
+        bed.row("SELECT reason, convert_from(payload, 'UTF8') FROM penstock.dead_letter").await?;
+    ensure!(letter.0 == "database" && letter.1.contains("c77"), "the dead letter is the poison: {letter:?}");
+    require_identities(&worker.idle().await?)
+}
+
+async fn a_full_disk_stops_consuming_and_gives_no_row_up(bed: &mut Bed) -> Result<()> {
+    let worker = bed.worker().await?;
+    let disk = bed.server()?.small_disk(3 << 20)?;
+    bed.execute(&format!("CREATE TABLESPACE small LOCATION '{}'", disk.inside)).await?;
+    bed.execute(
+        "GRANT CREATE ON TABLESPACE small TO public; SELECT attach_tablespace('small', 'penstock.sample')",
+    )
+    .await?;
+    let load = Load::mixed(bed, 2000.0);
+    worker.metric("the disk is full", LONG, |m| m.get("ingest_db_errors_total/stop") > 0.0).await?;
+    let why = worker.not_ready("database_refuses").await?;
+    ensure!(why["reasons"].to_string().contains("53100"), "the reason is named: {why}");
+    let full = worker.metric("the window is full", LONG, |m| m.get("ingest_mqtt_unacked") >= 1000.0).await?;
+    ensure!(full.get("ingest_dead_letters_total/database") == 0.0, "no row is given up for it");
+    disk.resize(512 << 20)?;
+    worker.ready().await?;
+    let (_, metrics) = load.finish(bed, &worker).await?;
+    ensure!(metrics.get("ingest_dead_letters_total/database") == 0.0, "no row was given up for it");
+    Ok(())
+}
+
+async fn a_missing_right_stops_consuming_and_gives_no_row_up(bed: &mut Bed) -> Result<()> {
+    let worker = bed.worker().await?;
+    bed.execute("REVOKE INSERT ON penstock.sample FROM penstock_worker").await?;
+    let fleet = Fleet::steady(&bed.address, 500.0, 1500);
+    let publishing = tokio::spawn({
+        let fleet = fleet.clone();
+        async move { fleet.run(Arc::new(Progress::default())).await }
+    });
+    worker.not_ready("database_refuses").await?;
+    bed.execute("GRANT INSERT ON penstock.sample TO penstock_worker").await?;
+    worker.ready().await?;
+    let ledger = publishing.await??;
+    require_identities(&worker.idle().await?)?;
+    crate::compare::compare(&bed.database.admin_url, &ledger, fleet.points).await?.require_exact()
+}

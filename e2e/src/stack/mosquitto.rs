@@ -1,0 +1,132 @@
+//! A Mosquitto broker.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use rustix::process::Signal;
+
+use super::process::{Process, run_in};
+use crate::wait::until_blocking;
+
+/// How a broker is set up.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Messages in flight to a client of MQTT 3.1.1.
+    pub window: u32,
+    /// Messages queued for a client; 0 without a limit.
+    pub queue: u32,
+    /// Rules, where not all is allowed: an ACL file's text.
+    pub acl: Option<String>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { window: 20, queue: 0, acl: None }
+    }
+}
+
+/// A Mosquitto broker on a port of its own.
+#[derive(Debug)]
+pub struct Mosquitto {
+    root: PathBuf,
+    /// Its folder inside the root.
+    folder: String,
+    /// Its port on loopback.
+    pub port: u16,
+    process: Process,
+}
+
+impl Mosquitto {
+    /// Starts a broker with a folder of its own inside the root.
+    pub fn start(root: PathBuf, folder: &str, port: u16, setup: &Setup, bound: bool) -> Result<Self> {
+        run_in(&root, &["install", "-d", "-o", "mosquitto", "-g", "mosquitto", folder])?;
+        let host = root.join(folder.trim_start_matches('/'));
+        let mut config = format!(
+            "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {folder}/\n\
+             autosave_interval 1800\nmax_inflight_messages {}\nmax_queued_messages {}\nlog_dest stderr\nlog_type all\n\
+             connection_messages true\nset_tcp_nodelay true\n",
+            setup.window, setup.queue
+        );
+        if let Some(acl) = &setup.acl {
+            fs::write(host.join("acl"), acl)?;
+            config += &format!("acl_file {folder}/acl\n");
+        }
+        // Each packet in the log would cost more than the packet.
+        config = config.replace(
+            "log_type all\n",
+            "log_type error\nlog_type warning\nlog_type notice\nlog_type information\n",
+        );
+        fs::write(host.join("mosquitto.conf"), config)?;
+        run_in(&root, &["chown", "-R", "mosquitto:mosquitto", folder])?;
+        let process = launch(&root, folder, bound)?;
+        let broker = Self { root, folder: folder.to_owned(), port, process };
+        broker.wait()?;
+        Ok(broker)
+    }
+
+    fn wait(&self) -> Result<()> {
+        until_blocking("Mosquitto answers", Duration::from_secs(10), || {
+            std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+        })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Lets it outlive this process.
+    pub fn leave_running(self) {
+        self.process.leave_running();
+    }
+
+    /// Stops it as an administrator would; it saves its sessions.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.end(Signal::TERM, Duration::from_secs(20)).map(drop)
+    }
+
+    /// Starts it again with what it saved.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.process = launch(&self.root, &self.folder, true)?;
+        self.wait()
+    }
+
+    /// Forgets all sessions and messages of a stopped broker.
+    pub fn wipe(&self) -> Result<()> {
+        let saved = self.root.join(self.folder.trim_start_matches('/')).join("mosquitto.db");
+        if saved.exists() {
+            fs::remove_file(saved)?;
+        }
+        Ok(())
+    }
+
+    /// Stops answering, without closing anything.
+    pub fn freeze(&self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// Answers again.
+    pub fn resume(&self) {
+        self.process.signal(Signal::CONT);
+    }
+
+    /// The end of its log.
+    pub fn tail(&self) -> String {
+        self.process.tail(15)
+    }
+}
+
+fn launch(root: &std::path::Path, folder: &str, bound: bool) -> Result<Process> {
+    let log = root.join(folder.trim_start_matches('/')).join("mosquitto.log");
+    let arguments = ["-c".to_owned(), format!("{folder}/mosquitto.conf")];
+    Process::start_with(
+        "mosquitto",
+        Some((root, "mosquitto")),
+        "/usr/sbin/mosquitto",
+        &arguments,
+        &log,
+        bound,
+    )
+}

@@ -1,0 +1,135 @@
+//! Runs all tests: unit tests, then each scenario on a bed of its own.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::bed::{Bed, Needs, Stack};
+use crate::scenarios;
+use crate::stack::mosquitto::Setup;
+
+/// Scenarios at a time: most of them wait.
+const PARALLEL: usize = 4;
+/// Longest time of a scenario.
+const DEADLINE: Duration = Duration::from_secs(240);
+
+/// What a scenario does.
+pub type Run = for<'a> fn(&'a mut Bed) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
+
+/// A named test on real parts.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// A sentence.
+    pub name: &'static str,
+    /// What it must have for itself.
+    pub needs: Needs,
+    /// How its broker is set up.
+    pub setup: Setup,
+    /// What it does.
+    pub run: Run,
+}
+
+/// A scenario from an async function; its needs in brackets.
+#[macro_export]
+macro_rules! scenario {
+    ($name:ident $([$($need:ident),*])?) => {
+        $crate::suite::Scenario {
+            name: stringify!($name),
+            #[allow(clippy::needless_update)]
+            needs: $crate::bed::Needs { $($($need: true,)*)? ..Default::default() },
+            setup: Default::default(),
+            run: |bed| Box::pin($name(bed)),
+        }
+    };
+}
+
+/// Runs unit tests and scenarios whose name holds the filter. True if all passed.
+pub fn run(filter: Option<&str>) -> Result<bool> {
+    build()?;
+    let (mut passed, mut failed) = (0, 0);
+    if filter.is_none() {
+        (passed, failed) = unit_tests()?;
+    }
+    let runtime = tokio::runtime::Runtime::new()?;
+    let stack = Arc::new(runtime.block_on(Stack::start()).context("starting the local stack")?);
+    let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
+    let mut trials = Vec::new();
+    for scenario in scenarios::all() {
+        let lacks = stack.lacks(scenario.needs);
+        if let Some(why) = lacks {
+            eprintln!("SKIPPED {}: {why}", scenario.name);
+        }
+        let stack = Arc::clone(&stack);
+        let trial = Trial::test(scenario.name, move || match (lacks, ci) {
+            (Some(why), true) => Err(Failed::from(why)),
+            _ => play(&stack, &scenario).map_err(|error| Failed::from(format!("{error:#}"))),
+        });
+        trials.push(trial.with_ignored_flag(lacks.is_some() && !ci));
+    }
+    let threads = if stack.external_broker.is_some() { 1 } else { PARALLEL };
+    let arguments =
+        Arguments { test_threads: Some(threads), filter: filter.map(str::to_owned), ..Arguments::default() };
+    let started = Instant::now();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(stack);
+    eprintln!("scenarios took {:.0} s", started.elapsed().as_secs_f64());
+    passed += conclusion.num_passed;
+    failed += conclusion.num_failed;
+    println!("{passed} passed, {failed} failed, {} skipped", conclusion.num_ignored);
+    Ok(failed == 0)
+}
+
+/// Builds the worker with the features that the e2e crate gave its parts, so that nothing is built twice.
+pub fn build() -> Result<()> {
+    let built = Command::new("cargo")
+        .args(["build", "--quiet", "--release", "-p", "penstock-worker", "-p", "penstock-e2e"])
+        .current_dir(crate::stack::project())
+        .status()?;
+    if !built.success() {
+        bail!("the worker does not build");
+    }
+    Ok(())
+}
+
+/// Runs the unit tests; how many passed and failed.
+fn unit_tests() -> Result<(u64, u64)> {
+    let output = Command::new("cargo")
+        .args(["test", "--release", "--workspace", "--no-fail-fast"])
+        .current_dir(crate::stack::project())
+        .stderr(std::process::Stdio::inherit())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    print!("{text}");
+    let count = |word: &str| -> u64 {
+        text.lines()
+            .filter(|line| line.starts_with("test result:"))
+            .filter_map(|line| line.split(word).next()?.split_whitespace().last()?.parse::<u64>().ok())
+            .sum()
+    };
+    let (passed, failed) = (count(" passed"), count(" failed"));
+    let broken = u64::from(!output.status.success() && failed == 0);
+    Ok((passed, failed + broken))
+}
+
+fn play(stack: &Stack, scenario: &Scenario) -> Result<()> {
+    let started = Instant::now();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        runtime.block_on(async {
+            let mut bed = stack.bed(scenario.name, scenario.needs, &scenario.setup).await?;
+            let result = match tokio::time::timeout(DEADLINE, (scenario.run)(&mut bed)).await {
+                Ok(result) => result.and_then(|()| bed.require_no_secret_in_logs()),
+                Err(_) => Err(anyhow::anyhow!("not done within {DEADLINE:?}")),
+            };
+            result.with_context(|| bed.logs())
+        })
+    }));
+    runtime.shutdown_background();
+    eprintln!("  {} took {:.1} s", scenario.name, started.elapsed().as_secs_f64());
+    result.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked")))
+}
