@@ -2,24 +2,6 @@
 
 CREATE SCHEMA IF NOT EXISTS penstock;
 
--- Group roles. They belong to the whole server: another database's migration may be making them now.
-DO $$
-DECLARE
-  name text;
-BEGIN
-  FOREACH name IN ARRAY ARRAY['penstock_worker', 'penstock_reader'] LOOP
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
-      BEGIN
-        EXECUTE format('CREATE ROLE %I NOLOGIN', name);
-      EXCEPTION
-        WHEN duplicate_object OR unique_violation THEN NULL;
-        WHEN insufficient_privilege THEN
-          RAISE WARNING 'role % is missing and this user may not create it', name;
-      END;
-    END IF;
-  END LOOP;
-END $$;
-
 -- The dictionary.
 
 CREATE TABLE penstock.tenant (
@@ -101,20 +83,27 @@ CREATE TABLE penstock.event (
 CREATE INDEX event_device_id_ts_idx ON penstock.event (device_id, ts);
 
 CREATE TABLE penstock.dead_letter (
-  digest        bytea PRIMARY KEY,
-  received_at   timestamptz NOT NULL DEFAULT now(),
-  pipeline      text NOT NULL,
-  tenant        text,
-  topic         text NOT NULL,
-  payload       bytea NOT NULL,
-  payload_bytes int NOT NULL,
-  truncated     bool NOT NULL DEFAULT false,
-  reason        text NOT NULL,
-  part          int,
-  detail        text NOT NULL,
-  replayed_at   timestamptz
+  digest         bytea PRIMARY KEY,
+  received_at    timestamptz NOT NULL DEFAULT now(),
+  pipeline       text NOT NULL,
+  tenant         text,
+  topic          text NOT NULL,
+  payload_digest bytea NOT NULL,
+  reason         text NOT NULL,
+  part           int,
+  detail         text NOT NULL,
+  replayed_at    timestamptz
 );
 CREATE INDEX dead_letter_received_at_idx ON penstock.dead_letter (received_at);
+
+-- A payload once, however many of its parts are dead letters.
+CREATE TABLE penstock.dead_payload (
+  payload_digest bytea PRIMARY KEY,
+  received_at    timestamptz NOT NULL DEFAULT now(),
+  payload        bytea NOT NULL,
+  payload_bytes  int NOT NULL,
+  truncated      bool NOT NULL DEFAULT false
+);
 
 -- Who runs a shard. See worker/src/store/lease.rs.
 
@@ -170,10 +159,14 @@ CREATE VIEW penstock.messages WITH (security_barrier) AS
   JOIN penstock.device d USING (device_id)
   JOIN penstock.my_tenant t USING (tenant_id);
 
+-- A dead letter may be of a tenant that never stored anything, or of none that could be told.
 CREATE VIEW penstock.dead_letters WITH (security_barrier) AS
-  SELECT l.received_at, l.pipeline, l.tenant, l.topic, l.reason, l.part, l.detail, l.payload, l.payload_bytes, l.replayed_at
+  SELECT l.received_at, l.pipeline, l.tenant, l.topic, l.reason, l.part, l.detail, p.payload, p.payload_bytes,
+         p.truncated, l.replayed_at, l.digest
   FROM penstock.dead_letter l
-  JOIN penstock.my_tenant t ON t.name = l.tenant;
+  JOIN penstock.dead_payload p USING (payload_digest)
+  WHERE l.tenant IN (SELECT name FROM penstock.my_tenant)
+     OR EXISTS (SELECT FROM penstock.tenant_role WHERE role = current_user AND tenant_id IS NULL);
 
 -- The original service's tables, under its column names. Its ids were those of another database;
 -- here tenant, device and point are names.
@@ -194,24 +187,6 @@ CREATE VIEW penstock.cmd_ack WITH (security_barrier) AS
   JOIN penstock.my_tenant t USING (tenant_id);
 
 CREATE VIEW penstock.ingest_errors WITH (security_barrier) AS
-  SELECT encode(l.digest, 'hex') AS id, l.tenant AS tenant_id, l.topic, encode(l.payload, 'escape') AS payload,
-         l.reason, l.received_at AS ts
-  FROM penstock.dead_letter l
-  JOIN penstock.my_tenant t ON t.name = l.tenant;
-
-DO $$
-BEGIN
-  IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'penstock_worker') THEN
-    GRANT USAGE ON SCHEMA penstock TO penstock_worker;
-    GRANT SELECT ON penstock._sqlx_migrations TO penstock_worker;
-    GRANT SELECT, INSERT ON penstock.device, penstock.sample, penstock.message, penstock.event TO penstock_worker;
-    GRANT SELECT, INSERT, UPDATE ON penstock.tenant, penstock.series, penstock.command_ack, penstock.dead_letter TO penstock_worker;
-    GRANT SELECT, INSERT, UPDATE, DELETE ON penstock.shard_lease, penstock.shard_instance TO penstock_worker;
-    EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO penstock_worker', current_database());
-  END IF;
-  IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'penstock_reader') THEN
-    GRANT USAGE ON SCHEMA penstock TO penstock_reader;
-    GRANT SELECT ON penstock.my_tenant, penstock.readings, penstock.events, penstock.messages, penstock.dead_letters,
-      penstock.ts_measure, penstock.cmd_ack, penstock.ingest_errors TO penstock_reader;
-  END IF;
-END $$;
+  SELECT encode(digest, 'hex') AS id, tenant AS tenant_id, topic, encode(payload, 'escape') AS payload,
+         reason, received_at AS ts
+  FROM penstock.dead_letters;

@@ -156,6 +156,13 @@ fn mqtt(mqtt: &Mqtt, errors: &mut Errors) {
             "write 1 to 268435455 bytes",
         );
     }
+    if mqtt.tls.is_some() && mqtt.url.starts_with("mqtt:") {
+        errors.add(
+            path("tls"),
+            "is given, but the URL is mqtt://",
+            "write mqtts:// to use TLS, or leave tls out",
+        );
+    }
     if let Some(ca) = mqtt.tls.as_ref().and_then(|tls| tls.ca.as_ref())
         && ca.config_map_key_ref.is_some() == ca.secret_key_ref.is_some()
     {

@@ -67,7 +67,10 @@ pub async fn compare(url: &str, ledger: &[Entry], points: u32) -> Result<Compari
     for (expected, query) in [
         (acks, "SELECT cmd_id, (extract(epoch FROM executed_at) * 1000000)::int8 FROM penstock.command_ack"),
         (events, "SELECT event_key, (extract(epoch FROM ts) * 1000000)::int8 FROM penstock.event"),
-        (bad, "SELECT convert_from(payload, 'UTF8'), NULL::int8 FROM penstock.dead_letter"),
+        (
+            bad,
+            "SELECT convert_from(payload, 'UTF8'), NULL::int8 FROM penstock.dead_letter JOIN penstock.dead_payload USING (payload_digest)",
+        ),
     ] {
         keyed_rows(&mut connection, query, &expected, &mut result).await?;
     }

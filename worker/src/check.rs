@@ -13,7 +13,18 @@ use crate::store::schema::{self, SchemaError};
 /// What the manifest asks of parts that this version does not have.
 pub fn not_yet(manifest: &Manifest) -> Vec<String> {
     let (spec, store) = (&manifest.pipeline.spec, &manifest.store.spec);
+    let letters = &store.dead_letters;
     [
+        (spec.suspend, "spec.suspend: only an operator parks a shard; this worker consumes"),
+        (spec.autoscaling.is_some(), "spec.autoscaling: nothing scales by itself in this version"),
+        (
+            spec.source.mqtt.sessions > 1,
+            "spec.source.mqtt.sessions: this version opens one session and refuses to run with more; write 1",
+        ),
+        (
+            letters.retention.is_some() || letters.max_size.is_some(),
+            "spec.deadLetters: dead letters are not deleted by this version",
+        ),
         (store.retention.is_some(), "spec.retention: old samples are not deleted by this version"),
         (!store.rollups.is_empty(), "spec.rollups: none are made by this version"),
         (store.columnstore.is_some(), "spec.columnstore: samples are not compressed by this version"),

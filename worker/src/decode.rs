@@ -198,15 +198,7 @@ impl Decoder {
         let Named { tenant, site, device, kind } =
             self.layout.split(topic).ok_or_else(|| invalid("the topic does not fit the layout"))?;
         let name = |level: &'a [u8], what: &str| {
-            let text =
-                std::str::from_utf8(level).map_err(|_| invalid(&format!("the {what} is not UTF-8")))?;
-            if text.len() > MAX_NAME {
-                return Err(invalid(&format!("the {what} is longer than {MAX_NAME} bytes")));
-            }
-            if text.chars().any(char::is_control) {
-                return Err(invalid(&format!("the {what} holds a control character")));
-            }
-            Ok(text)
+            level_name(level).map_err(|problem| invalid(&format!("the {what} {problem}")))
         };
         let source = Source {
             tenant: name(tenant, "tenant")?,
@@ -252,6 +244,28 @@ impl Decoder {
         };
         decode(&message, content)
     }
+}
+
+/// Whose message it is, as far as the topic tells; `None` where it names nobody who could be.
+pub fn tenant<'a>(layout: &Layout, topic: &'a [u8]) -> Option<&'a str> {
+    let tenant = level_name(layout.split(topic)?.tenant).ok()?;
+    match tenant {
+        "" if layout.names_tenant() => None,
+        "" => Some(ONLY_TENANT),
+        tenant => Some(tenant),
+    }
+}
+
+/// A level of a topic as a name. The error says what is wrong with it.
+fn level_name(level: &[u8]) -> Result<&str, String> {
+    let text = std::str::from_utf8(level).map_err(|_| "is not UTF-8".to_owned())?;
+    if text.len() > MAX_NAME {
+        return Err(format!("is longer than {MAX_NAME} bytes"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err("holds a control character".to_owned());
+    }
+    Ok(text)
 }
 
 /// The decoder for the topic's kind; without one, for what the payload's fields say.

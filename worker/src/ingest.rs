@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::Tally;
-use crate::decode::Decoder;
+use crate::decode::{Decoder, Reason};
 use crate::draft::Draft;
 use crate::formats::Formats;
 use crate::mqtt::session::Shared;
@@ -15,6 +15,9 @@ use crate::store::breaker::Breaker;
 use crate::store::dictionary::Dictionary;
 use crate::store::sqlstate::AttemptError;
 use crate::store::writer::{Committed, Writer};
+
+/// How long finding or making the series of a batch may take. What was made is found the next time.
+const RESOLVE_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How large a batch may grow, and how long it may wait.
 #[derive(Debug, Clone, Copy)]
@@ -108,10 +111,17 @@ impl Ingest {
     async fn resolve(&self, draft: &mut Draft) {
         while !draft.is_resolved() {
             self.breaker.permit().await;
-            match draft.resolve(&self.dictionary).await {
-                Ok(()) => self.breaker.succeeded(),
+            let resolved = tokio::time::timeout(RESOLVE_DEADLINE, draft.resolve(&self.dictionary)).await;
+            let resolved = match resolved {
+                Ok(resolved) => resolved.map_err(AttemptError::from),
+                Err(_) => Err(AttemptError::Deadline(RESOLVE_DEADLINE)),
+            };
+            match resolved {
+                Ok(()) => {
+                    self.breaker.succeeded();
+                    self.shared.metrics.series_cached.set(self.dictionary.cached() as i64);
+                }
                 Err(error) => {
-                    let error = AttemptError::from(error);
                     let class = error.class();
                     self.shared.metrics.db_errors.with_label_values(&[class.as_str()]).inc();
                     if self.breaker.open().is_none() {
@@ -155,6 +165,11 @@ impl Ingest {
         }
         for row in &batch.dead {
             metrics.errors.with_label_values(&[row.reason.as_str()]).inc();
+            match row.reason {
+                Reason::TooLarge => metrics.oversize.inc(),
+                Reason::TsWindow => metrics.late.inc(),
+                _ => {}
+            }
         }
         for (reason, count) in dead_letters {
             metrics.dead_letters.with_label_values(&[&reason]).inc_by(count);

@@ -58,7 +58,7 @@ impl Shard {
         let mut writers = JoinSet::new();
         self.prepare(&mut writers).await;
         let asked = Instant::now();
-        let mut row = match lease::acquire(&self.pool, &self.key, &self.me, Purpose::Retire).await? {
+        let mut row = match lease::acquire(&self.pool, &self.key, &self.me, Purpose::Retire, false).await? {
             Acquired::Taken(row) => row,
             Acquired::NeedsPreflight | Acquired::Wait { .. } => return Err(RetireError::Superseded),
         };
@@ -70,11 +70,12 @@ impl Shard {
         let session = self.session(Some(Marker { topic: topic.clone(), seen: watch::Sender::new(None) }));
         let drain = async {
             let proof = match &session.marker {
-                Some(marker) => self.drain(&tenure, marker, idle).await?,
-                None => Proof::Idle,
+                Some(marker) => self.drain(&tenure, marker, idle).await,
+                None => Ok(Proof::Idle),
             };
+            // Also without a proof: what is in hand is committed, and the session kept.
             orders.send_replace(Order::Settle);
-            Ok::<_, RetireError>(proof)
+            proof
         };
         let drained = async {
             let (proof, end) = tokio::join!(drain, session.run(&tenure, &mut orders_seen));

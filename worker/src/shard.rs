@@ -31,6 +31,8 @@ use crate::tenure::{LeaseView, Superseded, Tenure};
 const WRITERS: usize = 2;
 /// How long a stopping worker has to commit and acknowledge what it holds.
 const GRACE: Duration = Duration::from_secs(60);
+/// How long a first look at the database may take, with the dictionary that is read then.
+const LOOK_DEADLINE: Duration = Duration::from_mins(2);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const BEAT: Duration = Duration::from_millis(500);
 
@@ -142,7 +144,11 @@ impl Shard {
         let mut told = String::new();
         loop {
             self.pulse.beat();
-            let Err(error) = self.look_at_database(&dictionary).await else { break };
+            let looked = tokio::select! {
+                looked = self.look_at_database(&dictionary) => looked,
+                () = self.beat() => continue,
+            };
+            let Err(error) = looked else { break };
             if told != error.to_string() {
                 tracing::error!(reason = error.reason(), %error, "waiting for the database");
                 told = error.to_string();
@@ -173,23 +179,28 @@ impl Shard {
     }
 
     async fn look_at_database(&self, dictionary: &Dictionary) -> Result<(), schema::SchemaError> {
-        let mut connection = self.pool.acquire().await?;
-        schema::require(&mut connection).await?;
-        self.shared.clock.observe(transaction::clock(&mut *connection).await?);
-        drop(connection);
-        dictionary.warm().await?;
-        Ok(())
+        let look = async {
+            let mut connection = connection::borrow(&self.pool).await?;
+            schema::require(&mut connection).await?;
+            self.shared.clock.observe(transaction::clock(&mut *connection).await?);
+            dictionary.warm(&mut connection).await?;
+            connection.give_back();
+            Ok(())
+        };
+        tokio::time::timeout(LOOK_DEADLINE, look)
+            .await
+            .unwrap_or(Err(schema::SchemaError::Silent(LOOK_DEADLINE)))
     }
 
     /// Takes the lease whenever the rules allow, and consumes while it is held.
     async fn live(&self, work: watch::Receiver<Work>, stop: Stop) {
-        let mut preflight = false;
+        let (mut preflight, mut superseded) = (false, false);
         loop {
             self.pulse.beat();
             let asked = Instant::now();
-            let acquired = lease::acquire(&self.pool, &self.key, &self.me, Purpose::Run { preflight });
+            let purpose = Purpose::Run { preflight };
             let acquired = tokio::select! {
-                acquired = acquired => acquired,
+                acquired = lease::acquire(&self.pool, &self.key, &self.me, purpose, superseded) => acquired,
                 () = stop.requested() => break,
             };
             preflight = false;
@@ -199,7 +210,10 @@ impl Shard {
                     let tenure = self.tenure(row, asked);
                     match self.serve(&tenure, work.clone(), &stop).await {
                         End::Settled => return,
-                        End::Superseded => continue,
+                        End::Superseded => {
+                            superseded = true;
+                            continue;
+                        }
                     }
                 }
                 Ok(Acquired::NeedsPreflight) => match self.preflight().await {

@@ -13,8 +13,6 @@ use crate::store::lease::{self, Kept, LeaseError, LeaseKey, LeaseRow, Me};
 const RENEW_EVERY: Duration = Duration::from_secs(5);
 /// How often a worker that is letting go looks whether another has taken over.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How long one question about the lease may take.
-const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Another worker holds the lease now.
 #[derive(Debug, thiserror::Error)]
@@ -173,7 +171,7 @@ impl Tenure {
             }
             held
         });
-        let released = self.ask(lease::release(&self.pool, &self.key, &self.me)).await;
+        let released = lease::release(&self.pool, &self.key, &self.me).await;
         let _ = self.note(released);
     }
 
@@ -181,14 +179,14 @@ impl Tenure {
     pub async fn handed_over(&self) {
         while !matches!(*self.hold.borrow(), Hold::Lost(_)) {
             tokio::time::sleep(LOOK_EVERY).await;
-            let still = self.ask(lease::release(&self.pool, &self.key, &self.me)).await;
+            let still = lease::release(&self.pool, &self.key, &self.me).await;
             let _ = self.note(still);
         }
     }
 
     async fn renew(&self) {
         let asked = Instant::now();
-        let renewed = self.ask(lease::renew(&self.pool, &self.key, &self.me)).await;
+        let renewed = lease::renew(&self.pool, &self.key, &self.me).await;
         if let Ok(true) = self.note(renewed) {
             self.hold.send_if_modified(|hold| match hold {
                 Hold::Until(until) => {
@@ -198,10 +196,6 @@ impl Tenure {
                 Hold::Lost(_) => false,
             });
         }
-    }
-
-    async fn ask<T>(&self, question: impl Future<Output = Result<T, LeaseError>>) -> Result<T, LeaseError> {
-        tokio::time::timeout(DEADLINE, question).await.unwrap_or(Err(LeaseError::Deadline))
     }
 
     /// Takes in an answer: whether it confirmed the lease, or none came, or the lease is lost.
@@ -232,7 +226,7 @@ impl Tenure {
             )
         };
         if !new.is_empty() {
-            let kept = self.ask(lease::add_filters(&self.pool, &self.key, &self.me, &new)).await?;
+            let kept = lease::add_filters(&self.pool, &self.key, &self.me, &new).await?;
             if self.note(Ok(kept)).is_err() {
                 return Err(LeaseError::Superseded);
             }
@@ -245,7 +239,7 @@ impl Tenure {
     /// Notes that the session no longer has the filter.
     pub async fn unsubscribed(&self, filter: &str) -> Result<(), LeaseError> {
         let filters = [filter.to_owned()];
-        let kept = self.ask(lease::remove_filters(&self.pool, &self.key, &self.me, &filters)).await?;
+        let kept = lease::remove_filters(&self.pool, &self.key, &self.me, &filters).await?;
         if self.note(Ok(kept)).is_ok() {
             self.row().filters.retain(|known| known != filter);
             self.show_filters();
@@ -265,9 +259,10 @@ impl Tenure {
 
     /// Notes that a plan of this generation is followed.
     pub async fn follows(&self, generation: i64) {
-        let noted = self.ask(lease::set_generation(&self.pool, &self.key, &self.me, generation)).await;
+        let noted = lease::set_generation(&self.pool, &self.key, &self.me, generation).await;
         if let Ok(true) = self.note(noted) {
-            self.view.state().plan_generation = generation;
+            let mut state = self.view.state();
+            state.plan_generation = state.plan_generation.max(generation);
         }
     }
 
@@ -282,7 +277,7 @@ impl Tenure {
 
     /// Notes that the broker has a session.
     pub async fn session_exists(&self) -> Result<(), LeaseError> {
-        let kept = self.ask(lease::set_session_existed(&self.pool, &self.key, &self.me)).await?;
+        let kept = lease::set_session_existed(&self.pool, &self.key, &self.me).await?;
         if self.note(Ok(kept)).is_ok() {
             self.row().session_existed = true;
         }

@@ -224,7 +224,7 @@ async fn each_bad_message_has_its_reason_and_twice_delivered_is_one_dead_letter(
             .await?;
     }
     let letters: Vec<(String, String, Vec<u8>, String)> =
-        bed.rows("SELECT reason, topic, payload, detail FROM penstock.dead_letter").await?;
+        bed.rows("SELECT reason, topic, payload, detail FROM penstock.dead_letter JOIN penstock.dead_payload USING (payload_digest)").await?;
     ensure!(letters.len() == bad.len(), "{} dead letters for {} bad messages", letters.len(), bad.len());
     let mut expected: BTreeMap<&str, f64> = BTreeMap::new();
     for (message, reason) in &bad {
@@ -297,7 +297,9 @@ async fn strange_payloads_and_topics_are_answered_and_block_nothing(bed: &mut Be
             "{name} is stored as it is: {found:?}"
         );
     }
-    let letters: Vec<(Vec<u8>,)> = bed.rows("SELECT payload FROM penstock.dead_letter").await?;
+    let letters: Vec<(Vec<u8>,)> = bed
+        .rows("SELECT payload FROM penstock.dead_letter JOIN penstock.dead_payload USING (payload_digest)")
+        .await?;
     for payload in &strange {
         ensure!(
             letters.iter().any(|(letter,)| letter == payload),
@@ -330,7 +332,7 @@ async fn one_message_gives_some_samples_and_some_dead_letters(bed: &mut Bed) -> 
     ];
     ensure!(values == expected, "stored {values:?}");
     let letters: Vec<(i32, String, Vec<u8>)> =
-        bed.rows("SELECT part, reason, payload FROM penstock.dead_letter ORDER BY part").await?;
+        bed.rows("SELECT part, reason, payload FROM penstock.dead_letter JOIN penstock.dead_payload USING (payload_digest) ORDER BY part").await?;
     let whole = payload.into_bytes();
     let expected =
         vec![(1, "invalid_value".to_owned(), whole.clone()), (4, "invalid_field".to_owned(), whole)];

@@ -68,7 +68,7 @@ async fn a_poison_answer_among_good_ones_is_one_dead_letter(bed: &mut Bed) -> Re
         "the good answers are stored"
     );
     let letter: (String, String) =
-        bed.row("SELECT reason, convert_from(payload, 'UTF8') FROM penstock.dead_letter").await?;
+        bed.row("SELECT reason, convert_from(payload, 'UTF8') FROM penstock.dead_letter JOIN penstock.dead_payload USING (payload_digest)").await?;
     ensure!(letter.0 == "database" && letter.1.contains("c77"), "the dead letter is the poison: {letter:?}");
     require_identities(&worker.idle().await?)
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rustix::process::Signal;
+use serde_json::json;
 
 use super::process::{Process, run_in};
 use crate::wait::until_blocking;
@@ -17,13 +18,13 @@ pub struct Setup {
     pub window: u32,
     /// Messages queued for a client; 0 without a limit.
     pub queue: u32,
-    /// Rules, where not all is allowed: an ACL file's text.
-    pub acl: Option<String>,
+    /// A filter that nobody may subscribe.
+    pub refused: Option<&'static str>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { window: 20, queue: 0, acl: None }
+        Self { window: 20, queue: 0, refused: None }
     }
 }
 
@@ -49,9 +50,12 @@ impl Mosquitto {
              connection_messages true\nset_tcp_nodelay true\n",
             setup.window, setup.queue
         );
-        if let Some(acl) = &setup.acl {
-            fs::write(host.join("acl"), acl)?;
-            config += &format!("acl_file {folder}/acl\n");
+        if let Some(filter) = setup.refused {
+            // An ACL file would grant the subscription and then deliver nothing.
+            fs::write(host.join("security.json"), refusal(filter).to_string())?;
+            let library =
+                format!("/usr/lib/{}-linux-gnu/mosquitto_dynamic_security.so", std::env::consts::ARCH);
+            config += &format!("plugin {library}\nplugin_opt_config_file {folder}/security.json\n");
         }
         // Each packet in the log would cost more than the packet.
         config = config.replace(
@@ -116,6 +120,21 @@ impl Mosquitto {
     pub fn tail(&self) -> String {
         self.process.tail(15)
     }
+}
+
+/// Rules for the dynamic security plugin: all is allowed but one filter.
+fn refusal(filter: &str) -> serde_json::Value {
+    json!({
+        "defaultACLAccess":
+            { "publishClientSend": true, "publishClientReceive": true, "subscribe": true, "unsubscribe": true },
+        "anonymousGroup": "anonymous",
+        "groups": [{ "groupname": "anonymous", "roles": [{ "rolename": "refused" }] }],
+        "roles": [{
+            "rolename": "refused",
+            "acls": [{ "acltype": "subscribeLiteral", "topic": filter, "priority": 1, "allow": false }],
+        }],
+        "clients": [],
+    })
 }
 
 fn launch(root: &std::path::Path, folder: &str, bound: bool) -> Result<Process> {

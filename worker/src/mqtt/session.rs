@@ -13,6 +13,7 @@ use super::acks::Acks;
 use super::connection::{Connection, Event, Granted, Lost, Publish};
 use super::options::Options;
 use crate::clock::DatabaseClock;
+use crate::decode;
 use crate::delivery::{Delivery, InHand};
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
@@ -266,6 +267,7 @@ impl Serving<'_> {
             self.settling = true;
             return Ok(());
         };
+        self.refused.retain(|filter| wanted.contains(filter));
         let subscribed = {
             let mut link = self.shared().link();
             let new: Vec<_> =
@@ -282,6 +284,7 @@ impl Serving<'_> {
         for filter in stale {
             connection.unsubscribe(&filter);
         }
+        self.show_connected();
         Ok(())
     }
 
@@ -295,10 +298,12 @@ impl Serving<'_> {
         match event {
             Event::Publish(publish) => self.take_in(publish).await?,
             Event::Subscribed(grants) => self.subscribed(grants, tenure).await,
+            // Wanted again meanwhile: SUBSCRIBE followed on the wire.
+            Event::Unsubscribed(filter) if self.shared().link().subscriptions.contains_key(&filter) => {}
             Event::Unsubscribed(filter) => {
                 tracing::info!(filter, "unsubscribed");
-                // Should this fail, the next connection unsubscribes it again.
-                let _ = tenure.unsubscribed(&filter).await;
+                // Not noted, it must be unsubscribed again: by the next connection.
+                tenure.unsubscribed(&filter).await.map_err(|error| Lost::Failed(error.to_string()))?;
             }
             Event::Connected(_) | Event::Disconnected | Event::Published | Event::Alive => {}
         }
@@ -330,10 +335,15 @@ impl Serving<'_> {
                 }
             }
         }
-        self.shared().metrics.connected.set(i64::from(self.refused.is_empty()));
+        self.show_connected();
         if granted_any && !tenure.session_existed() {
             let _ = tenure.session_exists().await;
         }
+    }
+
+    fn show_connected(&self) {
+        let granted = self.shared().link().subscriptions.values().all(|grant| matches!(grant, Some(Ok(1..))));
+        self.shared().metrics.connected.set(i64::from(granted));
     }
 
     fn on_tick(&mut self, connection: &mut Connection) {
@@ -404,7 +414,7 @@ impl Serving<'_> {
         shared.inbox.push(Delivery {
             epoch: *epoch,
             seq,
-            tenant: tenant_of(&session.layout, &publish.topic),
+            tenant: decode::tenant(&session.layout, &publish.topic).map(Into::into),
             topic: publish.topic,
             payload: publish.payload,
             dup: publish.dup,
@@ -417,8 +427,4 @@ impl Serving<'_> {
         }
         Ok(())
     }
-}
-
-fn tenant_of(layout: &Layout, topic: &[u8]) -> Option<Box<str>> {
-    std::str::from_utf8(layout.split(topic)?.tenant).ok().map(Into::into)
 }

@@ -1,8 +1,11 @@
 //! How to reach the database, and what every session of the worker sets.
 
+use std::ops::{Deref, DerefMut};
 use std::str::FromStr;
 
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{PgConnection, Postgres};
 
 /// Connections beside the writers': dictionary, lease, readiness and one to spare.
 const POOL_SIZE: u32 = 4;
@@ -42,4 +45,47 @@ pub fn reserve(options: PgConnectOptions) -> PgPool {
         .max_connections(1)
         .acquire_timeout(std::time::Duration::from_secs(2))
         .connect_lazy_with(options)
+}
+
+/// A connection of a pool that goes back only when its work went well. After an error, a time-out
+/// or a cancellation it is closed: what the server still has to say on it is unknown, and a frozen
+/// one would keep its place in the pool.
+#[derive(Debug)]
+pub struct Borrowed {
+    connection: PoolConnection<Postgres>,
+    gone_well: bool,
+}
+
+/// Borrows a connection.
+pub async fn borrow(pool: &PgPool) -> Result<Borrowed, sqlx::Error> {
+    Ok(Borrowed { connection: pool.acquire().await?, gone_well: false })
+}
+
+impl Borrowed {
+    /// Its work went well.
+    pub fn give_back(mut self) {
+        self.gone_well = true;
+    }
+}
+
+impl Deref for Borrowed {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Borrowed {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        if !self.gone_well {
+            self.connection.close_on_drop();
+        }
+    }
 }

@@ -6,8 +6,9 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{Connection, PgConnection, PgPool, Row};
 
+use super::connection;
 use crate::decode::Source;
 
 /// Keys of one short transaction.
@@ -126,14 +127,14 @@ impl Dictionary {
     }
 
     /// Reads the newest series into the cache. Returns how many.
-    pub async fn warm(&self) -> Result<usize, sqlx::Error> {
+    pub async fn warm(&self, connection: &mut PgConnection) -> Result<usize, sqlx::Error> {
         let rows = sqlx::query(
             "SELECT t.name, d.site, d.name, d.device_id, e.point, e.unit, e.series_id \
              FROM penstock.series e JOIN penstock.device d USING (device_id) JOIN penstock.tenant t USING (tenant_id) \
              ORDER BY e.series_id DESC LIMIT $1",
         )
         .bind(WARM)
-        .fetch_all(&self.pool)
+        .fetch_all(connection)
         .await?;
         let mut cache = self.write();
         for row in &rows {
@@ -168,7 +169,8 @@ impl Dictionary {
     ) -> Result<(), sqlx::Error> {
         let Some(tenant) = keys.first().map(|key| key.tenant.as_str()) else { return Ok(()) };
         let refused = self.read().full.get(tenant).is_some_and(|until| Instant::now() < *until);
-        let mut transaction = self.pool.begin().await?;
+        let mut connection = connection::borrow(&self.pool).await?;
+        let mut transaction = connection.begin().await?;
         let tenant_id = tenant_id(&mut transaction, tenant).await?;
         let devices = devices(&mut transaction, tenant_id, keys).await?;
         let device_of = |key: &Key| devices.get(&(key.site.clone(), key.device.clone())).copied();
@@ -180,6 +182,7 @@ impl Dictionary {
         let room = if refused { Some(0) } else { None };
         let series = series(&mut transaction, tenant_id, &series_keys, self.max_series, room).await?;
         transaction.commit().await?;
+        connection.give_back();
 
         let mut cache = self.write();
         for key in keys {

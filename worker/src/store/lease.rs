@@ -1,10 +1,16 @@
 //! Who runs a shard now, as a row in the database. All times are the database's.
 
-use sqlx::{PgPool, Row};
+use std::time::Duration;
+
+use sqlx::{Connection, PgPool, Row};
 use uuid::Uuid;
 
+use super::connection;
 pub use super::lease_rules::TTL;
 use super::lease_rules::{Asker, Decision, Held, Purpose, decide, wait_after};
+
+/// How long one question about a lease may take.
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// `namespace/pipeline/shard`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +71,7 @@ pub enum LeaseError {
     #[error("{0}")]
     Database(#[from] sqlx::Error),
     /// No answer in time.
-    #[error("the database did not answer in time")]
+    #[error("the database did not answer within {DEADLINE:?}")]
     Deadline,
     /// Another holds it.
     #[error("another worker holds the lease")]
@@ -73,13 +79,30 @@ pub enum LeaseError {
 }
 
 /// Registers the instance at its first call, and takes the lease if the rules allow.
+/// `superseded`: this incarnation held the lease before and lost it.
 pub async fn acquire(
     pool: &PgPool,
     key: &LeaseKey,
     me: &Me,
     purpose: Purpose,
+    superseded: bool,
 ) -> Result<Acquired, LeaseError> {
-    let mut transaction = pool.begin().await?;
+    within_deadline(ask_for(pool, key, me, purpose, superseded)).await
+}
+
+async fn within_deadline<T>(question: impl Future<Output = Result<T, LeaseError>>) -> Result<T, LeaseError> {
+    tokio::time::timeout(DEADLINE, question).await.unwrap_or(Err(LeaseError::Deadline))
+}
+
+async fn ask_for(
+    pool: &PgPool,
+    key: &LeaseKey,
+    me: &Me,
+    purpose: Purpose,
+    superseded: bool,
+) -> Result<Acquired, LeaseError> {
+    let mut connection = connection::borrow(pool).await?;
+    let mut transaction = connection.begin().await?;
     sqlx::query("INSERT INTO penstock.shard_lease (shard) VALUES ($1) ON CONFLICT DO NOTHING")
         .bind(&key.0)
         .execute(&mut *transaction)
@@ -117,7 +140,7 @@ pub async fn acquire(
         None => 0,
     };
     let held = Held { instance: holder.clone(), rank: holder_rank, retiring, expires_at };
-    let asker = Asker { instance: me.instance.clone(), rank, wait_until };
+    let asker = Asker { instance: me.instance.clone(), rank, wait_until, superseded };
     let answer = match decide(&held, &asker, purpose, now) {
         Decision::Take { supersedes } => {
             if let (true, Some(loser)) = (supersedes, &holder) {
@@ -140,6 +163,7 @@ pub async fn acquire(
         Decision::Wait(why) => Acquired::Wait { holder: holder.unwrap_or_default(), why },
     };
     transaction.commit().await?;
+    connection.give_back();
     Ok(answer)
 }
 
@@ -253,25 +277,38 @@ async fn update(
     set: &str,
     filters: &[String],
 ) -> Result<Kept, LeaseError> {
+    within_deadline(try_update(pool, key, me, set, filters)).await
+}
+
+async fn try_update(
+    pool: &PgPool,
+    key: &LeaseKey,
+    me: &Me,
+    set: &str,
+    filters: &[String],
+) -> Result<Kept, LeaseError> {
     let statement = format!(
         "UPDATE penstock.shard_lease SET {set} \
          WHERE shard = $1 AND instance = $2 AND incarnation = $3 AND $4::text[] IS NOT NULL"
     );
+    let mut connection = connection::borrow(pool).await?;
     let changed = sqlx::query(&statement)
         .bind(&key.0)
         .bind(&me.instance)
         .bind(me.incarnation)
         .bind(filters)
-        .execute(pool)
+        .execute(&mut *connection)
         .await?
         .rows_affected();
     if changed > 0 {
+        connection.give_back();
         return Ok(Kept::Held);
     }
     let holder: Option<Option<String>> =
         sqlx::query_scalar("SELECT instance FROM penstock.shard_lease WHERE shard = $1")
             .bind(&key.0)
-            .fetch_optional(pool)
+            .fetch_optional(&mut *connection)
             .await?;
+    connection.give_back();
     Ok(Kept::Superseded { by: holder.flatten().unwrap_or_else(|| "nobody".to_owned()) })
 }

@@ -44,6 +44,8 @@ pub struct Asker {
     pub rank: i64,
     /// It may not take an unexpired lease before this, because it lost one.
     pub wait_until: Micros,
+    /// This incarnation held the lease before and lost it.
+    pub superseded: bool,
 }
 
 /// The answer.
@@ -65,7 +67,7 @@ pub fn decide(held: &Held, asker: &Asker, purpose: Purpose, now: Micros) -> Deci
     let Some(holder) = &held.instance else {
         return Decision::Take { supersedes: false };
     };
-    if *holder == asker.instance {
+    if *holder == asker.instance && !asker.superseded {
         // Its own old incarnation, which is gone or about to find out.
         return Decision::Take { supersedes: false };
     }
@@ -74,6 +76,9 @@ pub fn decide(held: &Held, asker: &Asker, purpose: Purpose, now: Micros) -> Deci
     }
     match purpose {
         Purpose::Run { .. } if held.retiring => Decision::Wait("the shard is being retired"),
+        Purpose::Run { .. } if *holder == asker.instance => {
+            Decision::Wait("another process with this --instance runs the shard")
+        }
         Purpose::Run { .. } if asker.rank <= held.rank => Decision::Wait("a newer instance runs the shard"),
         Purpose::Run { .. } if now < asker.wait_until => {
             Decision::Wait("this instance lost the shard before")
@@ -99,7 +104,7 @@ mod tests {
     }
 
     fn asker(instance: &str, rank: i64) -> Asker {
-        Asker { instance: instance.into(), rank, wait_until: Micros::MIN }
+        Asker { instance: instance.into(), rank, wait_until: Micros::MIN, superseded: false }
     }
 
     const RUN: Purpose = Purpose::Run { preflight: true };
@@ -107,6 +112,13 @@ mod tests {
     #[test]
     fn the_holders_own_instance_retakes_at_once() {
         assert_eq!(decide(&held("a", 1, 100), &asker("a", 1), RUN, 0), Decision::Take { supersedes: false });
+    }
+
+    #[test]
+    fn two_processes_of_one_instance_do_not_take_the_lease_from_each_other_for_ever() {
+        let loser = Asker { superseded: true, ..asker("a", 1) };
+        assert!(matches!(decide(&held("a", 1, 100), &loser, RUN, 0), Decision::Wait(_)));
+        assert_eq!(decide(&held("a", 1, 100), &loser, RUN, 100), Decision::Take { supersedes: false });
     }
 
     #[test]

@@ -8,6 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, Executor, PgConnection};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
+const ROLES: &str = include_str!("../../../migrations/roles.sql");
 
 /// One migration runs at a time in a database.
 const LOCK: i64 = 0x7065_6e73_746f_636b;
@@ -26,6 +27,9 @@ pub enum SchemaError {
     /// Another migration holds the lock.
     #[error("another migration has been running for {0:?}; try again when it is done")]
     Busy(Duration),
+    /// No answer in time.
+    #[error("the database has not answered within {0:?}")]
+    Silent(Duration),
     /// There is no schema.
     #[error("the database has no schema 'penstock'; run penstock-worker migrate")]
     Missing,
@@ -43,7 +47,7 @@ impl SchemaError {
     /// A bounded word for why.
     pub const fn reason(&self) -> &'static str {
         match self {
-            Self::Database(_) => "database_away",
+            Self::Database(_) | Self::Silent(_) => "database_away",
             Self::Migration(_) => "migration_failed",
             Self::Busy(_) => "migration_busy",
             Self::Missing => "schema_missing",
@@ -106,6 +110,8 @@ async fn migrate_on(connection: &mut PgConnection, worker: Option<&str>) -> Resu
         no_tx: false,
     };
     migrator.run_direct(&mut *connection).await?;
+    sqlx::raw_sql(ROLES).execute(&mut *connection).await?;
+    notes.extend(missing_roles(connection).await?);
     if let Some(worker) = worker {
         notes.extend(grant(connection, worker).await?);
     }
@@ -130,6 +136,20 @@ async fn extension(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::E
         }
         Err(error) => Err(error),
     }
+}
+
+/// Group roles that this user may not create.
+async fn missing_roles(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    let missing: Vec<String> = sqlx::query_scalar(
+        "SELECT name FROM unnest('{penstock_worker, penstock_reader}'::text[]) name \
+         WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name)",
+    )
+    .fetch_all(connection)
+    .await?;
+    let note = |role| {
+        format!("the role {role} is missing; have an administrator CREATE ROLE {role}, and migrate again")
+    };
+    Ok(missing.into_iter().map(note).collect())
 }
 
 /// Makes the workers' login a member of their group.

@@ -1,6 +1,9 @@
 //! The statements of a batch's transaction. Each effect has a key made from the message alone, so
 //! that a message which comes again changes nothing.
 
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+
 use sqlx::{Executor, PgConnection, Row};
 
 use super::copy;
@@ -210,7 +213,8 @@ async fn insert_metadata(
     Ok(Outcome { stored, deduplicated: rows.len() as u64 - stored, ..Outcome::default() })
 }
 
-/// Inserts the dead letters; counts those that are new by reason. Returns how many were tried.
+/// Inserts the dead letters, and each payload once; counts those that are new by reason. Returns how
+/// many were tried.
 async fn insert_dead_letters(
     connection: &mut PgConnection,
     batch: &Batch,
@@ -220,22 +224,38 @@ async fn insert_dead_letters(
 ) -> Result<u64, sqlx::Error> {
     letters.sort_by_key(|(digest, _)| *digest);
     let delivery = |row: &DeadRow| batch.deliveries.get(row.delivery as usize).map(|(delivery, _)| delivery);
+    // Of each delivery with dead letters; sorted, so that writers cannot deadlock.
+    let mut payloads: BTreeMap<[u8; 32], &[u8]> = BTreeMap::new();
+    let mut payload_of: HashMap<u32, [u8; 32]> = HashMap::new();
+    for (_, row) in &letters {
+        if let (Entry::Vacant(slot), Some(delivery)) = (payload_of.entry(row.delivery), delivery(row)) {
+            let digest = slot.insert(blake3::hash(&delivery.payload).into());
+            payloads.insert(*digest, &delivery.payload);
+        }
+    }
+    sqlx::query(
+        "INSERT INTO penstock.dead_payload (payload_digest, payload, payload_bytes) \
+         SELECT digest, payload, octet_length(payload) FROM unnest($1::bytea[], $2::bytea[]) AS r(digest, payload) \
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(payloads.keys().map(|digest| &digest[..]).collect::<Vec<_>>())
+    .bind(payloads.values().copied().collect::<Vec<_>>())
+    .execute(&mut *connection)
+    .await?;
     let topics: Vec<String> = letters
         .iter()
         .map(|(_, row)| delivery(row).map_or_else(String::new, |d| text_of(&d.topic)))
         .collect();
-    let payloads: Vec<&[u8]> =
-        letters.iter().map(|(_, row)| delivery(row).map_or(&[][..], |d| &d.payload[..])).collect();
     let reasons: Vec<String> = sqlx::query_scalar(
-        "INSERT INTO penstock.dead_letter (digest, pipeline, tenant, topic, payload, payload_bytes, reason, part, detail) \
-         SELECT digest, $7, tenant, topic, payload, octet_length(payload), reason, part, detail \
+        "INSERT INTO penstock.dead_letter (digest, pipeline, tenant, topic, payload_digest, reason, part, detail) \
+         SELECT digest, $7, tenant, topic, payload_digest, reason, part, detail \
          FROM unnest($1::bytea[], $2::text[], $3::bytea[], $4::text[], $5::int4[], $6::text[], $8::text[]) \
-           AS r(digest, topic, payload, reason, part, detail, tenant) \
+           AS r(digest, topic, payload_digest, reason, part, detail, tenant) \
          ON CONFLICT (digest) DO NOTHING RETURNING reason",
     )
     .bind(letters.iter().map(|(digest, _)| &digest[..]).collect::<Vec<_>>())
     .bind(&topics)
-    .bind(&payloads)
+    .bind(letters.iter().map(|(_, row)| payload_of.get(&row.delivery).map(|d| &d[..])).collect::<Vec<_>>())
     .bind(letters.iter().map(|(_, row)| row.reason.as_str()).collect::<Vec<_>>())
     .bind(letters.iter().map(|(_, row)| row.part.map(|part| part as i32)).collect::<Vec<_>>())
     .bind(letters.iter().map(|(_, row)| row.detail.as_str()).collect::<Vec<_>>())
