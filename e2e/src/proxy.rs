@@ -49,7 +49,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
         let (mode, modes) = watch::channel(Mode::Pass);
-        let (trigger, triggers) = watch::channel(None);
+        let trigger = watch::Sender::new(None);
         let proxy = Self {
             port,
             mode: mode.clone(),
@@ -66,7 +66,6 @@ impl Proxy {
                 let link = Link {
                     modes: modes.clone(),
                     mode: mode.clone(),
-                    triggers: triggers.clone(),
                     trigger: trigger.clone(),
                     fired: Arc::clone(&fired),
                     bytes_down: Arc::clone(&bytes_down),
@@ -96,13 +95,23 @@ impl Proxy {
 struct Link {
     modes: watch::Receiver<Mode>,
     mode: watch::Sender<Mode>,
-    triggers: watch::Receiver<Option<(Trigger, Mode)>>,
     trigger: watch::Sender<Option<(Trigger, Mode)>>,
     fired: Arc<AtomicUsize>,
     bytes_down: Arc<AtomicU64>,
 }
 
 impl Link {
+    /// The trigger and its mode, if these bytes are what it waits for. It is disarmed: two
+    /// connections may pass at once.
+    fn pull(&self, data: &[u8]) -> Option<(Trigger, Mode)> {
+        let mut hit = None;
+        self.trigger.send_if_modified(|armed| {
+            hit = armed.take_if(|(trigger, _)| matches(*trigger, data));
+            hit.is_some()
+        });
+        hit
+    }
+
     async fn serve(mut self, client: TcpStream, target: String) {
         let Ok(server) = TcpStream::connect(target).await else { return };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
@@ -125,8 +134,7 @@ impl Link {
                 read = from_client.read(&mut up) => match read {
                     Ok(1..) => {
                         let data = &up[..read.unwrap_or_default()];
-                        let armed = *self.triggers.borrow();
-                        let hit = armed.filter(|(trigger, _)| matches(*trigger, data));
+                        let hit = self.pull(data);
                         let pass = !matches!(hit, Some((Trigger::BeforeCommit, _)));
                         if pass && to_server.write_all(data).await.is_err() {
                             return;
@@ -136,7 +144,6 @@ impl Link {
                                 // The server has it; its answer is what the client must not get.
                                 tokio::time::sleep(Duration::from_millis(100)).await;
                             }
-                            self.trigger.send_replace(None);
                             self.fired.fetch_add(1, Ordering::SeqCst);
                             self.mode.send_replace(mode);
                         }

@@ -141,23 +141,22 @@ impl Worker {
 
     /// Waits until the worker is ready.
     pub async fn ready(&self) -> Result<()> {
-        until_async("the worker is ready", Duration::from_secs(40), || async {
-            matches!(self.readiness().await, Ok((true, _)))
-        })
-        .await
+        self.readiness_is("the worker is ready", |ready, _| ready).await.map(drop)
     }
 
-    /// Waits until the worker is not ready for a reason that begins so.
-    pub async fn not_ready(&self, reason: &str) -> Result<Value> {
-        let mut last = Value::Null;
-        let quoted = format!("[\"{reason}");
-        let found = until_async(&format!("the worker is not ready: {reason}"), Duration::from_secs(40), || async {
-            matches!(self.readiness().await, Ok((false, why)) if why["reasons"].to_string().contains(&quoted))
+    /// Waits until the worker is not ready and gives these words among its reasons.
+    pub async fn not_ready(&self, words: &str) -> Result<Value> {
+        let what = format!("the worker is not ready: {words}");
+        self.readiness_is(&what, |ready, why| !ready && why["reasons"].to_string().contains(words)).await
+    }
+
+    async fn readiness_is(&self, what: &str, holds: impl Fn(bool, &Value) -> bool) -> Result<Value> {
+        let holds = &holds;
+        let found = until_async(what, Duration::from_secs(40), || async {
+            matches!(self.readiness().await, Ok((ready, why)) if holds(ready, &why))
         })
         .await;
-        if let Ok((_, why)) = self.readiness().await {
-            last = why;
-        }
+        let last = self.readiness().await.map(|(_, why)| why).unwrap_or_default();
         found.with_context(|| last.to_string())?;
         Ok(last)
     }

@@ -173,33 +173,21 @@ impl Batch {
         self.acks.sort_by(|a, b| (a.device_id, &a.cmd_id).cmp(&(b.device_id, &b.cmd_id)));
     }
 
-    /// Makes a sample a dead letter.
-    pub fn give_up_sample(&mut self, index: usize, reason: Reason, detail: &str) {
-        if index < self.samples.len() {
-            let row = self.samples.remove(index);
-            self.dead.push(DeadRow {
-                delivery: row.delivery,
-                part: Some(row.part),
-                reason,
-                detail: detail.to_owned(),
-            });
-        }
-    }
-
-    /// Makes every item a dead letter.
-    pub fn give_up_all(&mut self, reason: Reason, detail: &str) {
-        let parts = self.samples.drain(..).map(|row| (row.delivery, Some(row.part)));
-        let others = (self.acks.drain(..).map(|row| row.delivery))
+    /// Makes dead letters of everything but the samples, which the database was seen to take; where
+    /// there is nothing else, of the samples. Returns whether there was anything.
+    pub fn give_up(&mut self, reason: Reason, detail: &str) -> bool {
+        let mut items: Vec<(u32, Option<u32>)> = (self.acks.drain(..).map(|row| row.delivery))
             .chain(self.events.drain(..).map(|row| row.delivery))
             .chain(self.metadata.drain(..).map(|row| row.delivery))
-            .map(|delivery| (delivery, None));
-        let detail = detail.to_owned();
-        self.dead.extend(parts.chain(others).map(|(delivery, part)| DeadRow {
-            delivery,
-            part,
-            reason,
-            detail: detail.clone(),
-        }));
+            .map(|delivery| (delivery, None))
+            .collect();
+        if items.is_empty() {
+            items.extend(self.samples.drain(..).map(|row| (row.delivery, Some(row.part))));
+        }
+        let dead = |(delivery, part)| DeadRow { delivery, part, reason, detail: detail.to_owned() };
+        let any = !items.is_empty();
+        self.dead.extend(items.into_iter().map(dead));
+        any
     }
 
     /// Splits the deliveries in two halves, each with its rows.
@@ -310,14 +298,16 @@ mod tests {
     }
 
     #[test]
-    fn giving_up_a_batch_leaves_a_dead_letter_for_every_item() {
+    fn giving_up_spares_the_samples_as_long_as_there_is_something_else() {
         let mut batch = Batch {
             samples: vec![sample(1, 1, 1.0, 0), sample(1, 2, 1.0, 0)],
-            acks: vec![ack("a", None, 1)],
+            acks: vec![ack("a", None, 0)],
             ..Batch::default()
         };
-        batch.give_up_all(Reason::Database, "22003");
-        assert_eq!(batch.rows(), 3);
-        assert_eq!(batch.dead.len(), 3);
+        for (samples, dead) in [(2, 1), (0, 3)] {
+            assert!(batch.give_up(Reason::Database, "22003"));
+            assert_eq!((batch.samples.len(), batch.dead.len()), (samples, dead));
+        }
+        assert!(!batch.give_up(Reason::Database, "22003"));
     }
 }

@@ -18,6 +18,7 @@ use crate::tenure::Tenure;
 
 /// How long the marker may take behind an emptied queue.
 const MARKER_PATIENCE: Duration = Duration::from_secs(20);
+const MARK_AGAIN: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Why a shard was not retired. Running it again goes on where this ended.
@@ -57,14 +58,13 @@ impl Shard {
     pub async fn retire(&self, idle: Option<Duration>) -> Result<Proof, RetireError> {
         let mut writers = JoinSet::new();
         self.prepare(&mut writers).await;
-        let asked = Instant::now();
         let mut row = match lease::acquire(&self.pool, &self.key, &self.me, Purpose::Retire, false).await? {
             Acquired::Taken(row) => row,
             Acquired::NeedsPreflight | Acquired::Wait { .. } => return Err(RetireError::Superseded),
         };
         // The session may have them although the row was lost.
         row.filters.extend(self.settings.work.filters().iter().cloned());
-        let tenure = self.tenure(row, asked);
+        let tenure = self.tenure(row);
         let topic = format!("penstock/retire/{}", self.settings.broker.client_id);
         let (orders, mut orders_seen) = watch::channel(Order::Consume([topic.clone()].into()));
         let session = self.session(Some(Marker { topic: topic.clone(), seen: watch::Sender::new(None) }));
@@ -92,6 +92,13 @@ impl Shard {
         Ok(proof)
     }
 
+    async fn publish_marker(&self, marker: &Marker, nonce: &str) {
+        let options = self.settings.broker.visit("-marker");
+        if let Err(lost) = visit::publish(&options, &marker.topic, nonce).await {
+            tracing::warn!(reason = lost.reason(), error = %lost, "the marker could not be published");
+        }
+    }
+
     async fn drain(
         &self,
         tenure: &Tenure,
@@ -104,13 +111,15 @@ impl Shard {
         }
         tracing::info!("unsubscribed; draining");
         let nonce = uuid::Uuid::new_v4().to_string();
-        if let Err(lost) = visit::publish(&self.settings.broker.visit("-marker"), &marker.topic, &nonce).await
-        {
-            tracing::warn!(reason = lost.reason(), error = %lost, "the marker could not be published");
-        }
         let (mut received, mut since) = (self.shared.metrics.received.get(), Instant::now());
+        let mut published = None;
         loop {
-            if quiet() && marker.seen.borrow().as_deref() == Some(&nonce) {
+            // Again when all is quiet: a full queue may have dropped the first one.
+            if published.is_none_or(|at: Instant| at.elapsed() > MARK_AGAIN && since.elapsed() > MARK_AGAIN) {
+                self.publish_marker(marker, &nonce).await;
+                published = Some(Instant::now());
+            }
+            if quiet() && marker.seen.borrow().as_deref() == Some(nonce.as_str()) {
                 return Ok(Proof::Marker);
             }
             let now_received = self.shared.metrics.received.get();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sqlx::PgPool;
 use tokio::sync::{Semaphore, watch};
@@ -197,7 +197,6 @@ impl Shard {
         let (mut preflight, mut superseded) = (false, false);
         loop {
             self.pulse.beat();
-            let asked = Instant::now();
             let purpose = Purpose::Run { preflight };
             let acquired = tokio::select! {
                 acquired = lease::acquire(&self.pool, &self.key, &self.me, purpose, superseded) => acquired,
@@ -207,7 +206,7 @@ impl Shard {
             let why = match acquired {
                 Ok(Acquired::Taken(row)) => {
                     tracing::info!(shard = self.key.0, instance = self.me.instance, "took the shard's lease");
-                    let tenure = self.tenure(row, asked);
+                    let tenure = self.tenure(row);
                     match self.serve(&tenure, work.clone(), &stop).await {
                         End::Settled => return,
                         End::Superseded => {
@@ -241,8 +240,8 @@ impl Shard {
         }
     }
 
-    pub(crate) fn tenure(&self, row: lease::LeaseRow, asked: Instant) -> Tenure {
-        Tenure::new(self.pool.clone(), self.key.clone(), self.me.clone(), row, asked, Arc::clone(&self.lease))
+    pub(crate) fn tenure(&self, row: lease::LeaseRow) -> Tenure {
+        Tenure::new(self.pool.clone(), self.key.clone(), self.me.clone(), row, Arc::clone(&self.lease))
     }
 
     /// Whether this worker could run the shard: the database answers already; so must the broker.

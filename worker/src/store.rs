@@ -9,5 +9,6 @@ pub mod lease_rules;
 pub mod rows;
 pub mod schema;
 pub mod sqlstate;
+pub mod staging;
 pub mod transaction;
 pub mod writer;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sqlx::PgPool;
 use tokio::sync::watch;
@@ -11,7 +11,7 @@ use crate::store::lease::{self, Kept, LeaseError, LeaseKey, LeaseRow, Me};
 
 /// How often a lease is renewed. It lasts [`lease::TTL`].
 const RENEW_EVERY: Duration = Duration::from_secs(5);
-/// How often a worker that is letting go looks whether another has taken over.
+/// How often the database is asked again while an answer is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Another worker holds the lease now.
@@ -64,11 +64,13 @@ impl LeaseView {
     }
 }
 
-/// How sure we are to hold the lease.
+/// What is known of the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Hold {
-    /// Ours until then, whatever happens.
-    Until(Instant),
+    /// Ours when the database was asked last.
+    Held,
+    /// Ours until another takes it; not prolonged.
+    Released,
     /// Another's.
     Lost(String),
 }
@@ -85,15 +87,8 @@ pub struct Tenure {
 }
 
 impl Tenure {
-    /// A lease that was acquired by a question asked at `asked`.
-    pub fn new(
-        pool: PgPool,
-        key: LeaseKey,
-        me: Me,
-        row: LeaseRow,
-        asked: Instant,
-        view: Arc<LeaseView>,
-    ) -> Self {
+    /// A lease that was acquired.
+    pub fn new(pool: PgPool, key: LeaseKey, me: Me, row: LeaseRow, view: Arc<LeaseView>) -> Self {
         {
             let mut state = view.state();
             state.held = true;
@@ -101,32 +96,32 @@ impl Tenure {
             state.plan_generation = row.plan_generation;
             state.filters = row.filters.iter().cloned().collect();
         }
-        Self {
-            pool,
-            key,
-            me,
-            hold: watch::Sender::new(Hold::Until(asked + lease::TTL)),
-            row: Mutex::new(row),
-            view,
-        }
+        Self { pool, key, me, hold: watch::Sender::new(Hold::Held), row: Mutex::new(row), view }
     }
 
     fn row(&self) -> MutexGuard<'_, LeaseRow> {
         self.row.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the lease is surely held.
-    pub async fn held(&self) -> Result<(), Superseded> {
+    /// Waits until the database says that the lease is held. To be asked before each connection: a
+    /// newer instance may take a lease that has not expired, and its connection ends ours.
+    pub async fn confirmed(&self) -> Result<(), Superseded> {
         let mut hold = self.hold.subscribe();
         loop {
-            match hold.borrow_and_update().clone() {
-                Hold::Until(until) if Instant::now() < until => return Ok(()),
-                Hold::Until(_) => {}
+            let state = hold.borrow_and_update().clone();
+            match state {
                 Hold::Lost(by) => return Err(Superseded { by }),
+                // From here on no connection is opened.
+                Hold::Released => {
+                    let _ = hold.changed().await;
+                    continue;
+                }
+                Hold::Held => {}
             }
-            if hold.changed().await.is_err() {
-                return Err(Superseded { by: "nobody".into() });
+            if self.renew().await? {
+                return Ok(());
             }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
@@ -143,31 +138,19 @@ impl Tenure {
         }
     }
 
-    /// Asks the database whether the lease is still held. No answer is no loss.
-    pub async fn confirm(&self) -> Result<(), Superseded> {
-        self.renew().await;
-        match self.hold.borrow().clone() {
-            Hold::Lost(by) => Err(Superseded { by }),
-            Hold::Until(_) => Ok(()),
-        }
-    }
-
     /// Keeps the lease until another has it.
     pub async fn keep(&self) {
-        loop {
+        while self.renew().await.is_ok() {
             tokio::time::sleep(RENEW_EVERY).await;
-            if self.confirm().await.is_err() {
-                return;
-            }
         }
     }
 
-    /// Lets another take the lease at once. From here on no connection is opened.
+    /// Lets another take the lease at once.
     pub async fn release(&self) {
         self.hold.send_if_modified(|hold| {
-            let held = matches!(hold, Hold::Until(_));
+            let held = *hold == Hold::Held;
             if held {
-                *hold = Hold::Until(Instant::now());
+                *hold = Hold::Released;
             }
             held
         });
@@ -184,18 +167,10 @@ impl Tenure {
         }
     }
 
-    async fn renew(&self) {
-        let asked = Instant::now();
+    /// Prolongs the lease. Whether the database confirmed it; no answer is no loss.
+    async fn renew(&self) -> Result<bool, Superseded> {
         let renewed = lease::renew(&self.pool, &self.key, &self.me).await;
-        if let Ok(true) = self.note(renewed) {
-            self.hold.send_if_modified(|hold| match hold {
-                Hold::Until(until) => {
-                    *until = asked + lease::TTL;
-                    true
-                }
-                Hold::Lost(_) => false,
-            });
-        }
+        self.note(renewed)
     }
 
     /// Takes in an answer: whether it confirmed the lease, or none came, or the lease is lost.

@@ -62,7 +62,9 @@ async fn sigterm_under_load_commits_and_acknowledges_what_is_in_hand(bed: &mut B
     let worker = bed.start("one", &[])?;
     worker.ready().await?;
     let (_, metrics) = load.finish(bed, &worker).await?;
-    // All that was in hand was acknowledged, so nothing came twice.
-    ensure!(metrics.get("ingest_redelivered_total") == 0.0, "messages came again after a clean stop");
+    // All that was committed was acknowledged. (What came while it settled was not taken in, and comes
+    // again with the DUP flag.)
+    let twice = metrics.get("ingest_outcomes_total/deduplicated");
+    ensure!(twice == 0.0, "{twice} items were stored by the first worker and not acknowledged");
     Ok(())
 }

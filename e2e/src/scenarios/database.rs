@@ -11,6 +11,7 @@ use crate::bed::Bed;
 use crate::proxy::{Mode, Proxy, Trigger};
 use crate::scenario;
 use crate::suite::Scenario;
+use crate::wait::until_async;
 use crate::worker::Worker;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -87,8 +88,9 @@ async fn interrupt(bed: &mut Bed, mode: Mode) -> Result<()> {
     {
         flows(&worker, 300.0).await?;
         proxy.arm(trigger, mode);
+        until_async(&format!("{trigger:?} is seen on the wire"), LONG, async || proxy.fired() == number + 1)
+            .await?;
         worker.not_ready("database").await?;
-        ensure!(proxy.fired() == number + 1, "{trigger:?} was not seen on the wire");
         proxy.set(Mode::Pass);
         worker.ready().await?;
     }

@@ -145,7 +145,9 @@ impl Postgres {
             .arg(&path)
             .status()?;
         anyhow::ensure!(mounted.success(), "mounting a small file system failed");
-        Ok(SmallDisk { inside, path })
+        let disk = SmallDisk { inside, path };
+        run_in(&self.root, &["chown", "postgres:postgres", &disk.inside])?;
+        Ok(disk)
     }
 
     /// The end of its log.

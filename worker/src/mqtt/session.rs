@@ -117,7 +117,7 @@ impl Session {
                 return self.settle_offline().await;
             }
             tokio::select! {
-                held = tenure.held() => if held.is_err() {
+                held = tenure.confirmed() => if held.is_err() {
                     return End::Superseded;
                 },
                 _ = orders.changed() => continue,
@@ -135,9 +135,6 @@ impl Session {
                 Err(lost) => lost,
             };
             self.ended(Some(&lost));
-            if matches!(lost, Lost::TakenOver) && tenure.confirm().await.is_err() {
-                return End::Superseded;
-            }
             failures = if started.elapsed() > STEADY { 1 } else { failures.saturating_add(1) };
             let pause =
                 FIRST_BACKOFF.saturating_mul(1 << failures.min(16).saturating_sub(1)).min(LONGEST_BACKOFF);

@@ -122,12 +122,20 @@ async fn migrate_on(connection: &mut PgConnection, worker: Option<&str>) -> Resu
 
 /// Creates the extension where the server has it. Without it samples are one plain table.
 async fn extension(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
-    let available: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')")
-            .fetch_one(&mut *connection)
-            .await?;
+    // Creating it where its library is not loaded ends the connection; the library has settings.
+    let (available, loaded): (bool, bool) = sqlx::query_as(
+        "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb'), \
+                EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb.%')",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
     if !available {
         return Ok(Vec::new());
+    }
+    if !loaded {
+        let note =
+            "TimescaleDB is installed but not in shared_preload_libraries: samples are one plain table";
+        return Ok(vec![note.to_owned()]);
     }
     match connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb").await {
         Ok(_) => Ok(Vec::new()),

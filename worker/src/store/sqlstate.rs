@@ -8,7 +8,7 @@ pub enum Class {
     Retry,
     /// A row is there already (23505): the same batch through staging.
     Duplicate,
-    /// A row that the database will never take: find it and make it a dead letter.
+    /// A row that the database will never take: it is found by halving and becomes a dead letter.
     Poison,
     /// Nothing a row can help: a full disk, a missing table or right. No row is given up for it.
     Stop,
@@ -55,8 +55,6 @@ pub enum AttemptError {
         code: String,
         /// The server's message; without row values.
         message: String,
-        /// The row of a COPY that it is about, from 0.
-        copy_row: Option<usize>,
     },
     /// The connection failed, or was never made.
     #[error("{0}")]
@@ -81,24 +79,11 @@ impl From<sqlx::Error> for AttemptError {
         let sqlx::Error::Database(error) = error else {
             return Self::Connection(error.to_string());
         };
-        let copy_row = error
-            .try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
-            .and_then(sqlx::postgres::PgDatabaseError::r#where)
-            .and_then(copy_row);
         Self::Database {
             code: error.code().unwrap_or_default().into_owned(),
             message: error.message().to_owned(),
-            copy_row,
         }
     }
-}
-
-/// Reads `COPY sample, line 17, column v_num` as row 16.
-fn copy_row(context: &str) -> Option<usize> {
-    let (_, rest) = context.split_once("COPY ")?;
-    let (_, line) = rest.split_once(", line ")?;
-    let digits = line.split(|c: char| !c.is_ascii_digit()).next()?;
-    digits.parse::<usize>().ok()?.checked_sub(1)
 }
 
 #[cfg(test)]
@@ -124,13 +109,5 @@ mod tests {
     fn a_missing_partition_is_the_tables_fault_not_the_rows() {
         let message = "no partition of relation \"sample\" found for row";
         assert_eq!(Class::of_sqlstate("23514", message), Class::Stop);
-    }
-
-    #[test]
-    fn the_row_of_a_failed_copy_is_read_from_its_context() {
-        assert_eq!(copy_row("COPY sample, line 17, column v_num"), Some(16));
-        assert_eq!(copy_row("COPY _hyper_1_2_chunk, line 1"), Some(0));
-        assert_eq!(copy_row("SQL statement \"INSERT …\""), None);
-        assert_eq!(copy_row("COPY sample, line x"), None);
     }
 }

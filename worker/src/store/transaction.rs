@@ -4,13 +4,13 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
-use sqlx::{Executor, PgConnection, Row};
+use sqlx::{Executor, PgConnection};
 
-use super::copy;
 use super::rows::{AckRow, DeadRow, EventRow, MetadataRow};
 use super::sqlstate::AttemptError;
 use super::writer::{Session, Written};
-use crate::batch::{Batch, Outcome, conflict};
+use super::{copy, staging};
+use crate::batch::{Batch, Outcome};
 use crate::decode::Micros;
 
 /// COPY data goes to the server in pieces of this size.
@@ -27,7 +27,7 @@ pub async fn run(
     let mut written = Written::default();
     if !batch.samples.is_empty() {
         if staging {
-            stage_samples(session, batch, &mut written).await?;
+            staging::store(session, batch, &mut written).await?;
         } else {
             copy::sample_stream(&batch.samples, &batch.arena, &mut session.buffer);
             let statement =
@@ -47,8 +47,8 @@ pub async fn run(
     if !batch.metadata.is_empty() {
         written.outcome += insert_metadata(connection, &batch.metadata).await?;
     }
-    if !batch.dead.is_empty() || !written.conflicts.is_empty() {
-        let rows = batch.dead.iter().chain(&written.conflicts);
+    if !batch.dead.is_empty() || !written.refused.is_empty() {
+        let rows = batch.dead.iter().chain(&written.refused);
         let letters = rows.map(|row| (digest(batch, row), row)).collect();
         let attempted =
             insert_dead_letters(connection, batch, letters, pipeline, &mut written.dead_letters).await?;
@@ -77,58 +77,16 @@ pub async fn clock<'c>(executor: impl sqlx::PgExecutor<'c>) -> Result<Micros, sq
         .await
 }
 
-async fn copy_in(connection: &mut PgConnection, statement: &str, data: &[u8]) -> Result<(), sqlx::Error> {
+pub(super) async fn copy_in(
+    connection: &mut PgConnection,
+    statement: &str,
+    data: &[u8],
+) -> Result<(), sqlx::Error> {
     let mut copy = connection.copy_in_raw(statement).await?;
     for piece in data.chunks(PIECE) {
         copy.send(piece).await?;
     }
     copy.finish().await?;
-    Ok(())
-}
-
-async fn stage_samples(
-    session: &mut Session,
-    batch: &Batch,
-    written: &mut Written,
-) -> Result<(), sqlx::Error> {
-    let connection = &mut session.connection;
-    if !session.staged {
-        connection
-            .execute(
-                "CREATE TEMPORARY TABLE IF NOT EXISTS penstock_stage (ts timestamptz, series_id int4, \
-                 quality int2, v_num float8, v_bool bool, v_text text, row int4) ON COMMIT DELETE ROWS",
-            )
-            .await?;
-        session.staged = true;
-    }
-    copy::staged_stream(&batch.samples, &batch.arena, &mut session.buffer);
-    let statement =
-        format!("COPY pg_temp.penstock_stage ({}) FROM STDIN (FORMAT binary)", copy::STAGED_COLUMNS);
-    copy_in(connection, &statement, &session.buffer).await?;
-    let insert = format!(
-        "INSERT INTO penstock.sample ({0}) SELECT {0} FROM pg_temp.penstock_stage ORDER BY series_id, ts \
-         ON CONFLICT (series_id, ts) DO NOTHING",
-        copy::SAMPLE_COLUMNS
-    );
-    let stored = sqlx::query(&insert).execute(&mut *connection).await?.rows_affected();
-    written.samples_stored = stored;
-    let folded = batch.samples.len() as u64 - stored;
-    if folded > 0 {
-        // LIMIT keeps the planner to one index probe a row, whatever it thinks of the temporary table.
-        let unequal = sqlx::query(
-            "SELECT s.row FROM pg_temp.penstock_stage s, LATERAL (\
-               SELECT x.v_num, x.v_bool, x.v_text, x.quality FROM penstock.sample x \
-               WHERE x.series_id = s.series_id AND x.ts = s.ts LIMIT 1) x \
-             WHERE (x.v_num, x.v_bool, x.v_text, x.quality) IS DISTINCT FROM (s.v_num, s.v_bool, s.v_text, s.quality)",
-        )
-        .fetch_all(&mut *connection)
-        .await?;
-        for row in unequal {
-            let index: i32 = row.try_get(0)?;
-            written.conflicts.extend(batch.samples.get(index as usize).map(conflict));
-        }
-        written.outcome.deduplicated += folded - written.conflicts.len() as u64;
-    }
     Ok(())
 }
 

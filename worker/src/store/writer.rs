@@ -13,9 +13,6 @@ use crate::batch::{Batch, Outcome};
 use crate::decode::{Micros, Reason};
 use crate::metrics::Metrics;
 
-/// Rows of one batch that are given up by the line of their error; more, and the batch is halved.
-const STRIKES: u32 = 3;
-
 /// How long an attempt may take. A large batch on a slow database may need longer, so each attempt
 /// that runs into its deadline doubles the next one's.
 const FIRST_DEADLINE: Duration = Duration::from_secs(10);
@@ -31,7 +28,8 @@ pub struct Writer {
     breaker: Arc<Breaker>,
     metrics: Metrics,
     session: Option<Session>,
-    /// Batches go through staging while the last one held rows that were there already.
+    /// Batches go through staging while the last one held rows that were there already, or that the
+    /// database refuses.
     staging: bool,
     deadline: Duration,
 }
@@ -71,8 +69,8 @@ pub struct Written {
     pub samples_stored: u64,
     /// Dead letters written, by reason.
     pub dead_letters: Vec<(String, u64)>,
-    /// Samples that lost to another value.
-    pub conflicts: Vec<super::rows::DeadRow>,
+    /// Samples that lost to another value, or that the database refuses.
+    pub refused: Vec<super::rows::DeadRow>,
     /// The database's clock.
     pub at: Micros,
 }
@@ -91,23 +89,24 @@ impl Writer {
     /// Commits the batch, whole or in parts, however long it takes. `done` gets each committed part.
     pub async fn commit(&mut self, mut batch: Batch, mut done: impl FnMut(Committed)) {
         batch.fold();
-        let mut parts = vec![Part { batch, strikes: 0, given_up: false }];
+        // The last one is next: a batch, or what halving left of it.
+        let mut parts = vec![batch];
         while let Some(mut part) = parts.pop() {
             self.breaker.permit().await;
             let started = std::time::Instant::now();
-            let staging = self.staging || part.batch.is_redelivered();
-            match self.attempt(&part.batch, staging).await {
+            let staging = self.staging || part.is_redelivered();
+            match self.attempt(&part, staging).await {
                 Ok(written) => {
                     self.breaker.succeeded();
                     self.deadline = FIRST_DEADLINE;
                     self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
-                    if staging && !part.batch.samples.is_empty() {
+                    if staging && !part.samples.is_empty() {
                         self.metrics.staged_batches.inc();
-                        self.staging = written.outcome.deduplicated > 0 || !written.conflicts.is_empty();
+                        self.staging = written.outcome.deduplicated > 0 || !written.refused.is_empty();
                     }
-                    part.batch.dead.extend(written.conflicts);
+                    part.dead.extend(written.refused);
                     done(Committed {
-                        batch: part.batch,
+                        batch: part,
                         outcome: written.outcome,
                         samples_stored: written.samples_stored,
                         dead_letters: written.dead_letters,
@@ -120,52 +119,44 @@ impl Writer {
     }
 
     /// Decides what to try next after a failed attempt.
-    fn settle(&mut self, error: &AttemptError, staging: bool, mut part: Part, parts: &mut Vec<Part>) {
-        let mut class = error.class();
-        if class == Class::Duplicate && staging {
+    fn settle(&mut self, error: &AttemptError, staging: bool, mut part: Batch, parts: &mut Vec<Batch>) {
+        let class = match error.class() {
             // Another writer's row came between; the next look sees it.
-            class = Class::Retry;
-        } else if class == Class::Poison && part.given_up {
-            // The dead letters themselves are refused: not the data's fault.
-            class = Class::Stop;
-        }
+            Class::Duplicate if staging => Class::Retry,
+            class => class,
+        };
         self.metrics.db_errors.with_label_values(&[class.as_str()]).inc();
-        match (class, error) {
-            (Class::Retry | Class::Stop, _) => {
-                if let AttemptError::Deadline(_) = error {
-                    self.deadline = (self.deadline * 2).min(LONGEST_DEADLINE);
+        match class {
+            Class::Retry | Class::Stop => return self.wait(class, error, part, parts),
+            // Staging stores what it can of the samples.
+            Class::Duplicate => self.staging = true,
+            Class::Poison if !staging && !part.samples.is_empty() => self.staging = true,
+            Class::Poison if part.deliveries.len() > 1 => {
+                let (first, second) = part.split();
+                parts.push(second);
+                part = first;
+            }
+            Class::Poison => {
+                if !part.give_up(Reason::Database, &error.to_string()) {
+                    // The dead letters themselves are refused: not the data's fault.
+                    return self.wait(Class::Stop, error, part, parts);
                 }
-                if self.breaker.open().is_none() {
-                    tracing::warn!(class = class.as_str(), %error, "the database does not take a batch; trying again");
-                }
-                self.breaker.failed(class, error.to_string());
-                parts.push(part);
-            }
-            (Class::Duplicate, _) => {
-                self.breaker.succeeded();
-                self.staging = true;
-                parts.push(part);
-            }
-            (Class::Poison, AttemptError::Database { copy_row: Some(row), .. })
-                if part.strikes < STRIKES || part.batch.deliveries.len() == 1 =>
-            {
-                self.breaker.succeeded();
-                part.batch.give_up_sample(*row, Reason::Database, &error.to_string());
-                parts.push(Part { strikes: part.strikes + 1, ..part });
-            }
-            (Class::Poison, _) if part.batch.deliveries.len() > 1 => {
-                self.breaker.succeeded();
-                let (first, second) = part.batch.split();
-                for batch in [second, first] {
-                    parts.push(Part { batch, strikes: 0, given_up: false });
-                }
-            }
-            (Class::Poison, _) => {
-                self.breaker.succeeded();
-                part.batch.give_up_all(Reason::Database, &error.to_string());
-                parts.push(Part { given_up: true, ..part });
             }
         }
+        self.breaker.succeeded();
+        parts.push(part);
+    }
+
+    /// The same again, when the breaker lets it.
+    fn wait(&mut self, class: Class, error: &AttemptError, part: Batch, parts: &mut Vec<Batch>) {
+        if let AttemptError::Deadline(_) = error {
+            self.deadline = (self.deadline * 2).min(LONGEST_DEADLINE);
+        }
+        if self.breaker.open().is_none() {
+            tracing::warn!(class = class.as_str(), %error, "the database does not take a batch; trying again");
+        }
+        self.breaker.failed(class, error.to_string());
+        parts.push(part);
     }
 
     /// One attempt. The connection survives only a success.
@@ -190,12 +181,4 @@ impl Writer {
         self.session = Some(session);
         Ok(written)
     }
-}
-
-/// A batch, or a half of one.
-struct Part {
-    batch: Batch,
-    strikes: u32,
-    /// All items are dead letters already.
-    given_up: bool,
 }
