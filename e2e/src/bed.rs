@@ -1,5 +1,6 @@
 //! What a scenario gets: a broker and a database of its own, and workers between them.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -44,15 +45,13 @@ impl Stack {
         let root = if needs_root { Some(install::root()?) } else { None };
         let run = format!("run-{}", std::process::id());
         let mut stack = Self { root, run, server: None, admin_url: String::new(), external_broker };
-        stack.admin_url = match external {
-            Some(url) => url,
-            None => {
-                let server = stack.postgres("shared", postgres::TIMESCALEDB).await?;
-                let url = server.admin_url("postgres");
-                stack.server = Some(server);
-                url
-            }
-        };
+        if let Some(url) = external {
+            stack.admin_url = url;
+        } else {
+            let server = stack.postgres("shared", postgres::TIMESCALEDB).await?;
+            stack.admin_url = server.admin_url("postgres");
+            stack.server = Some(server);
+        }
         Ok(stack)
     }
 
@@ -65,11 +64,6 @@ impl Stack {
         } else {
             None
         }
-    }
-
-    /// As a superuser of the shared server.
-    pub fn admin_url(&self) -> &str {
-        &self.admin_url
     }
 
     async fn postgres(&self, name: &str, preload: &'static str) -> Result<Postgres> {
@@ -94,10 +88,8 @@ impl Stack {
             None => Some(self.mosquitto(&format!("broker-{number}"), setup)?),
         };
         let preload = if needs.plain { "" } else { postgres::TIMESCALEDB };
-        let server = match needs.server {
-            true => Some(self.postgres(&format!("pg-{number}"), preload).await?),
-            false => None,
-        };
+        let server =
+            if needs.server { Some(self.postgres(&format!("pg-{number}"), preload).await?) } else { None };
         let admin =
             server.as_ref().map_or_else(|| self.admin_url.clone(), |server| server.admin_url("postgres"));
         let database =
@@ -272,8 +264,8 @@ impl Bed {
         for log in &self.started {
             let lines = std::fs::read_to_string(log).unwrap_or_default();
             let lines: Vec<&str> = lines.lines().collect();
-            text +=
-                &format!("--- {}\n{}\n", log.display(), lines[lines.len().saturating_sub(25)..].join("\n"));
+            let end = lines[lines.len().saturating_sub(25)..].join("\n");
+            let _ = writeln!(text, "--- {}\n{end}", log.display());
         }
         if let Some(broker) = &self.broker {
             text += &broker.tail();

@@ -73,7 +73,7 @@ fn port(usual: u16) -> Result<u16> {
 pub async fn up() -> Result<bool> {
     if state().is_some_and(|running| running.broker.is_alive() && running.database.is_alive()) {
         println!("Already running.");
-        return status();
+        return Ok(status());
     }
     down(false)?;
     crate::suite::build()?;
@@ -108,7 +108,7 @@ pub async fn up() -> Result<bool> {
     fs::write(&manifest, broker_url(&example, &format!("127.0.0.1:{}", running.broker.port)))?;
     let (good, said) = worker::command(&["migrate"], &manifest, &files().join("secrets")).await?;
     ensure!(good, "migrate: {said}");
-    status()
+    Ok(status())
 }
 
 fn inside(root: &Path, part: &str) -> PathBuf {
@@ -135,10 +135,10 @@ pub fn down(wipe: bool) -> Result<bool> {
 }
 
 /// Says what runs and how to use it. False if something does not.
-pub fn status() -> Result<bool> {
+pub fn status() -> bool {
     let Some(running) = state() else {
         println!("Nothing is running. Start it with: cargo e2e up");
-        return Ok(false);
+        return false;
     };
     let mut all = true;
     for (name, server) in [("Mosquitto", &running.broker), ("PostgreSQL with TimescaleDB", &running.database)]
@@ -156,7 +156,7 @@ pub fn status() -> Result<bool> {
         files.display(),
         files.display()
     );
-    Ok(all)
+    all
 }
 
 /// psql as a superuser, on this terminal.

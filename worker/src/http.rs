@@ -14,6 +14,7 @@ use sqlx::PgPool;
 
 use crate::mqtt::session::{Link, Shared};
 use crate::store::breaker::Breaker;
+use crate::store::connection;
 use crate::tenure::LeaseView;
 
 /// How long the database has for readiness' question.
@@ -228,9 +229,14 @@ impl Pages {
     }
 
     async fn database_fault(&self) -> Option<String> {
-        let question = sqlx::query("SELECT 1").execute(&self.reserve);
+        let question = async {
+            let mut connection = connection::borrow(&self.reserve).await?;
+            sqlx::query("SELECT 1").execute(&mut *connection).await?;
+            connection.give_back();
+            Ok::<_, sqlx::Error>(())
+        };
         match tokio::time::timeout(DATABASE_DEADLINE, question).await {
-            Ok(Ok(_)) => None,
+            Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some(format!("no answer within {DATABASE_DEADLINE:?}")),
         }

@@ -322,15 +322,10 @@ async fn one_message_gives_some_samples_and_some_dead_letters(bed: &mut Bed) -> 
     }
     let metrics =
         worker.metric("both are committed", LONG, |m| m.get("ingest_committed_total") == 2.0).await?;
-    let values: Vec<(String, Option<f64>, Option<bool>, Option<String>)> = bed
-        .rows("SELECT e.point, v_num, v_bool, v_text FROM penstock.sample JOIN penstock.series e USING (series_id) ORDER BY 1")
+    let values: Vec<(String,)> = bed
+        .rows("SELECT concat_ws(' ', e.point, v_num, v_bool, v_text) FROM penstock.sample JOIN penstock.series e USING (series_id) ORDER BY 1")
         .await?;
-    let expected = vec![
-        ("a".to_owned(), Some(1.0), None, None),
-        ("c".to_owned(), None, Some(true), None),
-        ("d".to_owned(), None, None, Some("RUN".to_owned())),
-    ];
-    ensure!(values == expected, "stored {values:?}");
+    ensure!(values == [("a 1".to_owned(),), ("c t".into(),), ("d RUN".into(),)], "stored {values:?}");
     let letters: Vec<(i32, String, Vec<u8>)> =
         bed.rows("SELECT part, reason, payload FROM penstock.dead_letter JOIN penstock.dead_payload USING (payload_digest) ORDER BY part").await?;
     let whole = payload.into_bytes();

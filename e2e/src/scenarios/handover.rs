@@ -36,7 +36,7 @@ async fn a_newer_instance_takes_over_under_load_and_the_older_one_does_not_steal
     let two = bed.start("two", &[])?;
     two.ready().await?;
     // It says who has the shard.
-    one.not_ready("superseded by two").await?;
+    one.not_ready("two").await?;
     ensure!(one.is_live().await?, "a superseded worker is live");
     one.metric("what it held is committed", LONG, |m| m.get("ingest_in_flight") == 0.0).await?;
     require_identities(&one.metrics().await?)?;

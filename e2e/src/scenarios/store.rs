@@ -65,9 +65,8 @@ async fn two_tenants_roles_do_not_see_each_others_rows(bed: &mut Bed) -> Result<
             "shard_lease",
         ] {
             let answer = reader.execute(format!("SELECT 1 FROM penstock.{denied}").as_str()).await;
-            let code = answer
-                .err()
-                .and_then(|e| e.as_database_error().and_then(|e| e.code().map(|c| c.into_owned())));
+            let denial = answer.as_ref().err().and_then(sqlx::Error::as_database_error);
+            let code = denial.and_then(sqlx::error::DatabaseError::code);
             ensure!(code.as_deref() == Some("42501"), "{tenant} may read {denied}: {code:?}");
         }
         // Chunks inherit grants; there is none to inherit.

@@ -1,5 +1,6 @@
 //! A Mosquitto broker.
 
+use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -44,10 +45,11 @@ impl Mosquitto {
     pub fn start(root: PathBuf, folder: &str, port: u16, setup: &Setup, bound: bool) -> Result<Self> {
         run_in(&root, &["install", "-d", "-o", "mosquitto", "-g", "mosquitto", folder])?;
         let host = root.join(folder.trim_start_matches('/'));
+        // Without log_type debug: each packet in the log would cost more than the packet.
         let mut config = format!(
             "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {folder}/\n\
-             autosave_interval 1800\nmax_inflight_messages {}\nmax_queued_messages {}\nlog_dest stderr\nlog_type all\n\
-             connection_messages true\nset_tcp_nodelay true\n",
+             autosave_interval 1800\nmax_inflight_messages {}\nmax_queued_messages {}\nlog_dest stderr\nlog_type error\n\
+             log_type warning\nlog_type notice\nlog_type information\nconnection_messages true\nset_tcp_nodelay true\n",
             setup.window, setup.queue
         );
         if let Some(filter) = setup.refused {
@@ -55,13 +57,8 @@ impl Mosquitto {
             fs::write(host.join("security.json"), refusal(filter).to_string())?;
             let library =
                 format!("/usr/lib/{}-linux-gnu/mosquitto_dynamic_security.so", std::env::consts::ARCH);
-            config += &format!("plugin {library}\nplugin_opt_config_file {folder}/security.json\n");
+            let _ = write!(config, "plugin {library}\nplugin_opt_config_file {folder}/security.json\n");
         }
-        // Each packet in the log would cost more than the packet.
-        config = config.replace(
-            "log_type all\n",
-            "log_type error\nlog_type warning\nlog_type notice\nlog_type information\n",
-        );
         fs::write(host.join("mosquitto.conf"), config)?;
         run_in(&root, &["chown", "-R", "mosquitto:mosquitto", folder])?;
         let process = launch(&root, folder, bound)?;
@@ -104,16 +101,6 @@ impl Mosquitto {
             fs::remove_file(saved)?;
         }
         Ok(())
-    }
-
-    /// Stops answering, without closing anything.
-    pub fn freeze(&self) {
-        self.process.signal(Signal::STOP);
-    }
-
-    /// Answers again.
-    pub fn resume(&self) {
-        self.process.signal(Signal::CONT);
     }
 
     /// The end of its log.

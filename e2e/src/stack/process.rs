@@ -99,11 +99,6 @@ impl Process {
         std::mem::forget(self);
     }
 
-    /// Whether it has ended.
-    pub fn has_ended(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(Some(_)))
-    }
-
     /// Kills it at once.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

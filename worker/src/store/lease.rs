@@ -260,13 +260,18 @@ pub async fn set_generation(
 
 /// Forgets the shard, at the end of its retirement.
 pub async fn forget(pool: &PgPool, key: &LeaseKey, me: &Me) -> Result<(), LeaseError> {
-    sqlx::query("DELETE FROM penstock.shard_lease WHERE shard = $1 AND instance = $2 AND incarnation = $3")
+    let forget = async {
+        sqlx::query(
+            "DELETE FROM penstock.shard_lease WHERE shard = $1 AND instance = $2 AND incarnation = $3",
+        )
         .bind(&key.0)
         .bind(&me.instance)
         .bind(me.incarnation)
         .execute(pool)
         .await?;
-    Ok(())
+        Ok(())
+    };
+    within_deadline(forget).await
 }
 
 /// Changes the row if it is still held by this incarnation.
