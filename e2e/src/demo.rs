@@ -31,6 +31,8 @@ const RATE: f64 = 1500.0;
 const LENGTH: f64 = 30.0;
 /// When the faults are, in seconds.
 const FAULTS: [f64; 3] = [6.0, 13.0, 20.0];
+/// How long broker and database stay away, in seconds: long enough to be seen.
+const OUTAGE: f64 = 2.0;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the demo to its end, or until it is interrupted. True if nothing was lost or doubled.
@@ -41,7 +43,7 @@ pub fn run() -> Result<bool> {
          (about 500 MB), Mosquitto, PostgreSQL 17 and TimescaleDB under target/stack, and with apt-get the package\n\
          debootstrap, which it needs for that.\n\
          {DEVICES} devices then publish {RATE} messages a second for {LENGTH} s: {POINTS} points each, answers to commands,\n\
-         events, and some that are not valid. Meanwhile the worker is killed, the broker restarted, the database restarted.\n"
+         events, and some that are not valid. Meanwhile the worker is killed, and the broker and the database each restarted.\n"
     );
     println!("Building the worker");
     suite::build()?;
@@ -117,10 +119,14 @@ async fn show(bed: &mut Bed, needs: Needs, parts: Parts) -> Result<Outcome> {
     if needs.broker {
         show.until(FAULTS[1]).await;
         show.restart_broker().await?;
+    } else {
+        show.event("the broker is not restarted: MQTT_URL names one that is not ours");
     }
     if needs.server {
         show.until(FAULTS[2]).await;
         show.restart_database().await?;
+    } else {
+        show.event("the database is not restarted: DATABASE_URL names one that is not ours");
     }
     show.until(LENGTH).await;
     progress.stop.store(true, Ordering::SeqCst);
@@ -146,6 +152,7 @@ impl Show<'_> {
     }
 
     async fn kill_worker(&mut self) -> Result<()> {
+        self.sampler.take().await;
         let at = self.sampler.elapsed();
         self.event("SIGKILL to the worker");
         self.worker.kill();
@@ -160,6 +167,7 @@ impl Show<'_> {
         self.event("the broker stops");
         self.bed.broker()?.stop()?;
         self.worker.not_ready("broker_away").await?;
+        self.until(at + OUTAGE).await;
         let before = self.counted().await?;
         self.bed.broker()?.start_again()?;
         self.event("broker started again");
@@ -171,6 +179,7 @@ impl Show<'_> {
         self.event("the database stops");
         self.bed.server()?.stop()?;
         self.worker.not_ready("database").await?;
+        self.until(at + OUTAGE).await;
         let before = self.counted().await?;
         self.bed.server()?.start_again().await?;
         self.event("database started again");

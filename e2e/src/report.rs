@@ -46,17 +46,22 @@ impl Page {
         self.add(&format!("<pre>{}</pre>", escape(text)))
     }
 
-    /// A table; the first column names, the others are numbers.
+    /// A table. Columns of words are aligned left, columns of numbers right.
     pub fn table(&mut self, head: &[&str], rows: &[Vec<String>]) -> &mut Self {
-        let cells = |tag: &str, cells: &mut dyn Iterator<Item = &str>| {
-            cells.fold(String::new(), |line, cell| format!("{line}<{tag}>{}</{tag}>", escape(cell)))
+        let is_word = |cell: &String| cell.starts_with(char::is_alphabetic);
+        let line = |tag: &str, cells: &mut dyn Iterator<Item = &str>| {
+            cells.enumerate().fold(String::new(), |line, (column, cell)| {
+                let words = rows.iter().any(|row| row.get(column).is_some_and(is_word));
+                let class = if words { " class=\"word\"" } else { "" };
+                format!("{line}<{tag}{class}>{}</{tag}>", escape(cell))
+            })
         };
         let mut table = "<div class=\"wide\"><table>\n".to_owned();
         if !head.is_empty() {
-            let _ = writeln!(table, "<tr>{}</tr>", cells("th", &mut head.iter().copied()));
+            let _ = writeln!(table, "<tr>{}</tr>", line("th", &mut head.iter().copied()));
         }
         for row in rows {
-            let _ = writeln!(table, "<tr>{}</tr>", cells("td", &mut row.iter().map(String::as_str)));
+            let _ = writeln!(table, "<tr>{}</tr>", line("td", &mut row.iter().map(String::as_str)));
         }
         self.add(&(table + "</table></div>"))
     }
@@ -64,7 +69,8 @@ impl Page {
     /// A plot with its title and legend.
     pub fn plot(&mut self, plot: &Plot) -> Result<&mut Self> {
         let unit = if plot.unit == "s" { String::new() } else { format!(", {}", plot.unit) };
-        let mut figure = format!("<figure><figcaption><b>{}</b>{}", escape(&plot.title), escape(&unit));
+        let mut figure =
+            format!("<figure><figcaption><div><b>{}</b>{}</div>", escape(&plot.title), escape(&unit));
         for (number, series) in plot.series.iter().enumerate() {
             let _ = write!(
                 figure,

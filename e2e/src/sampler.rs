@@ -35,6 +35,7 @@ pub struct Timeline(pub Vec<Sample>);
 pub struct Sampler {
     began: Instant,
     state: Arc<Mutex<State>>,
+    progress: Arc<Progress>,
     task: JoinHandle<()>,
 }
 
@@ -51,7 +52,7 @@ impl Sampler {
         let began = Instant::now();
         let state = Arc::new(Mutex::new(State::default()));
         let task = tokio::spawn({
-            let state = Arc::clone(&state);
+            let (state, progress) = (Arc::clone(&state), Arc::clone(&progress));
             async move {
                 let mut ticks = tokio::time::interval(PERIOD);
                 ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -61,7 +62,7 @@ impl Sampler {
                 }
             }
         });
-        Self { began, state, task }
+        Self { began, state, progress, task }
     }
 
     /// From now on a new process of the worker is asked.
@@ -69,6 +70,11 @@ impl Sampler {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.incarnation += 1;
         state.pages = Some(pages);
+    }
+
+    /// Takes a sample now, such as the last one of a process.
+    pub async fn take(&self) {
+        sample(&self.state, self.began, &self.progress).await;
     }
 
     /// Seconds since it began.
@@ -104,7 +110,11 @@ async fn sample(state: &Mutex<State>, began: Instant, progress: &Progress) {
         incarnation,
         metrics,
     };
-    state.lock().unwrap_or_else(PoisonError::into_inner).samples.push(sample);
+    let samples = &mut state.lock().unwrap_or_else(PoisonError::into_inner).samples;
+    // Two may be taken at once.
+    if samples.last().is_none_or(|last| last.at < sample.at && last.incarnation <= incarnation) {
+        samples.push(sample);
+    }
 }
 
 /// Values at times, for a plot.

@@ -128,15 +128,17 @@ impl Identity {
         format!("{}: {} {sign} {}", self.name, side(&self.left), side(&self.right))
     }
 
+    /// Both sides next to each other, and their sums.
     fn rows(&self) -> Vec<Vec<String>> {
-        let side = |side: &[(&str, f64)], sum: f64| {
-            let mut rows: Vec<Vec<String>> =
-                side.iter().map(|(name, value)| vec![(*name).to_owned(), count(*value)]).collect();
-            rows.push(vec!["= sum".to_owned(), count(sum)]);
-            rows
+        let cell = |side: &[(&str, f64)], row: usize| match side.get(row) {
+            Some((name, value)) => [(*name).to_owned(), count(*value)],
+            None => [String::new(), String::new()],
         };
         let (left, right) = self.sums();
-        [side(&self.left, left), side(&self.right, right)].concat()
+        let length = self.left.len().max(self.right.len());
+        let row = |row| [cell(&self.left, row), cell(&self.right, row)].concat();
+        let sums = [cell(&[("sum", left)], 0), cell(&[("sum", right)], 0)].concat();
+        (0..length).map(row).chain([sums]).collect()
     }
 }
 
@@ -228,6 +230,7 @@ impl Outcome {
         let mut page = Page::new("Penstock demo");
         page.verdict(self.is_good(), &self.verdict());
         page.text(&format!("{}.", self.parts.sentence())).text(&format!("Published: {}", self.load()));
+        self.add_accounts(&mut page);
         page.heading("Faults").table(
             &["", "at", "rows stored again after"],
             &self
@@ -244,7 +247,6 @@ impl Outcome {
         for plot in self.plots() {
             page.plot(&plot)?;
         }
-        self.add_accounts(&mut page);
         page.write("index.html")
     }
 
@@ -270,7 +272,7 @@ impl Outcome {
         page.heading("Accounts")
             .text("Of the process that was started after the SIGKILL: counters end with their process. Across the SIGKILL the comparison above decides.");
         for identity in Identity::all(&self.last) {
-            page.table(&[identity.name, ""], &identity.rows());
+            page.table(&[identity.name, "", "became", ""], &identity.rows());
         }
         page.text("Both processes together, as far as the first could be asked before it was killed:");
         let rows: Vec<Vec<String>> =

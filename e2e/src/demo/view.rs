@@ -24,7 +24,7 @@ pub async fn keep(view: Arc<Mutex<View>>, sampler: Arc<Sampler>) {
     let mut ticks = tokio::time::interval(period);
     loop {
         ticks.tick().await;
-        let now = Now::of(&sampler.timeline());
+        let now = Now::of(sampler.elapsed(), &sampler.timeline());
         if let Some(now) = now {
             view.lock().unwrap_or_else(PoisonError::into_inner).draw(&now);
         }
@@ -87,7 +87,7 @@ struct Now {
 }
 
 impl Now {
-    fn of(timeline: &Timeline) -> Option<Self> {
+    fn of(at: f64, timeline: &Timeline) -> Option<Self> {
         let (from, to) = timeline.recent(1.0)?;
         let last = &timeline.0[to];
         let total = |name: &str| timeline.total(|metrics| metrics.get(name));
@@ -100,7 +100,7 @@ impl Now {
         let change = timeline.change(from, to);
         let latency = |q| quantile(change.as_ref()?, "ingest_latency_seconds", q);
         Some(Self {
-            at: last.at,
+            at,
             sent: last.sent as f64,
             received: latest("ingest_received_total"),
             stored: latest("ingest_outcomes_total/stored"),

@@ -176,7 +176,9 @@ impl Plot {
             .y_label_formatter(&|place| axis.label(*place, &self.unit))
             .draw()?;
         for (number, series) in self.series.iter().enumerate() {
-            let style = PALETTE[number % PALETTE.len()].stroke_width(2);
+            // Lines that lie on each other: the first ones show at the edges.
+            let width = 2 + (self.series.len() - 1 - number) as u32 * 3 / 2;
+            let style = PALETTE[number % PALETTE.len()].stroke_width(width);
             for part in series.points.split(|(_, value)| value.is_none()) {
                 let line: Vec<(f64, f64)> =
                     part.iter().filter_map(|(time, value)| Some((*time, axis.place((*value)?)))).collect();
