@@ -10,6 +10,7 @@ use sqlx::{Connection, PgConnection};
 use crate::publisher::{self, Outgoing};
 use crate::stack::mosquitto::{Mosquitto, Setup};
 use crate::stack::postgres::{self, Database, Postgres};
+use crate::stack::process::run_in;
 use crate::stack::{self, free_port, install};
 use crate::worker::{self, Metrics, Start, Worker};
 
@@ -38,21 +39,35 @@ pub struct Needs {
 impl Stack {
     /// Starts what is shared, or takes what DATABASE_URL and MQTT_URL name.
     pub async fn start() -> Result<Self> {
+        let mut stack = Self::bare()?;
+        if stack.admin_url.is_empty() {
+            let server = stack.postgres("shared", postgres::TIMESCALEDB).await?;
+            stack.admin_url = server.admin_url("postgres");
+            stack.server = Some(server);
+        }
+        Ok(stack)
+    }
+
+    /// The same with nothing shared: for one bed that has a server of its own, or DATABASE_URL's.
+    pub fn bare() -> Result<Self> {
         let external_broker =
             std::env::var("MQTT_URL").ok().map(|url| url.trim_start_matches("mqtt://").to_owned());
         let external = std::env::var("DATABASE_URL").ok();
         let needs_root = external_broker.is_none() || external.is_none();
         let root = if needs_root { Some(install::root()?) } else { None };
         let run = format!("run-{}", std::process::id());
-        let mut stack = Self { root, run, server: None, admin_url: String::new(), external_broker };
-        if let Some(url) = external {
-            stack.admin_url = url;
-        } else {
-            let server = stack.postgres("shared", postgres::TIMESCALEDB).await?;
-            stack.admin_url = server.admin_url("postgres");
-            stack.server = Some(server);
-        }
-        Ok(stack)
+        Ok(Self { root, run, server: None, admin_url: external.unwrap_or_default(), external_broker })
+    }
+
+    /// Whether the database is DATABASE_URL's.
+    pub fn has_external_database(&self) -> bool {
+        self.server.is_none() && !self.admin_url.is_empty()
+    }
+
+    /// The Debian package of a part of our own, with its version.
+    pub fn package_version(&self, package: &str) -> Result<String> {
+        let root = self.root.as_ref().context("no part is our own")?;
+        run_in(root, &["dpkg-query", "-W", "-f", "${Version}", package])
     }
 
     /// Why a scenario with these needs cannot run here.

@@ -5,10 +5,13 @@
 
 mod bed;
 mod compare;
+mod demo;
 mod fleet;
 mod local;
 mod proxy;
 mod publisher;
+mod report;
+mod sampler;
 mod scenarios;
 mod stack;
 mod suite;
@@ -49,6 +52,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// A load, three faults, a live view, a comparison row by row, and a report.
+    Demo,
     /// Run all tests, or those whose name holds the filter.
     Test {
         /// Part of a scenario's name.
@@ -73,6 +78,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Down { wipe } => local::down(wipe),
         Command::Status => Ok(local::status()),
         Command::Psql { arguments } => local::psql(&arguments),
+        Command::Demo => demo::run(),
         Command::Test { filter } => suite::run(filter.as_deref()),
     }
 }

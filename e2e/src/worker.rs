@@ -33,6 +33,13 @@ pub struct Start {
 pub struct Worker {
     /// Its process.
     pub process: Process,
+    /// Its pages.
+    pub pages: Pages,
+}
+
+/// Where a worker answers; it can be asked by others than its owner.
+#[derive(Debug, Clone, Copy)]
+pub struct Pages {
     port: u16,
 }
 
@@ -87,19 +94,7 @@ pub fn binary() -> PathBuf {
     crate::stack::project().join("target/release/penstock-worker")
 }
 
-impl Worker {
-    /// Starts the binary.
-    pub fn start(start: &Start) -> Result<Self> {
-        let port = crate::stack::free_port()?;
-        let mut arguments = vec!["run".to_owned(), "--http".to_owned(), format!("127.0.0.1:{port}")];
-        arguments.extend(["--instance".to_owned(), start.instance.clone()]);
-        arguments.extend(files(&start.manifest, &start.secrets));
-        arguments.extend(start.more.clone());
-        let program = binary();
-        let process = Process::start("worker", None, &program.to_string_lossy(), &arguments, &start.log)?;
-        Ok(Self { process, port })
-    }
-
+impl Pages {
     async fn get(&self, path: &str) -> Result<(u16, String)> {
         let exchange = async {
             let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
@@ -126,6 +121,29 @@ impl Worker {
             metrics.insert(key.replace("+Inf", "inf"), value.parse()?);
         }
         Ok(Metrics(metrics))
+    }
+}
+
+impl Worker {
+    /// Starts the binary.
+    pub fn start(start: &Start) -> Result<Self> {
+        let port = crate::stack::free_port()?;
+        let mut arguments = vec!["run".to_owned(), "--http".to_owned(), format!("127.0.0.1:{port}")];
+        arguments.extend(["--instance".to_owned(), start.instance.clone()]);
+        arguments.extend(files(&start.manifest, &start.secrets));
+        arguments.extend(start.more.clone());
+        let program = binary();
+        let process = Process::start("worker", None, &program.to_string_lossy(), &arguments, &start.log)?;
+        Ok(Self { process, pages: Pages { port } })
+    }
+
+    /// `/metrics`.
+    pub async fn metrics(&self) -> Result<Metrics> {
+        self.pages.metrics().await
+    }
+
+    async fn get(&self, path: &str) -> Result<(u16, String)> {
+        self.pages.get(path).await
     }
 
     /// `/readyz`: whether it is ready, and why not.
