@@ -4,6 +4,7 @@
 #![allow(clippy::float_cmp)]
 
 mod bed;
+mod bench;
 mod compare;
 mod fleet;
 mod local;
@@ -54,6 +55,11 @@ enum Command {
         /// Part of a scenario's name.
         filter: Option<String>,
     },
+    /// Measure the worker against what broker and database can do at most.
+    Bench {
+        /// One part alone: points10, points1, copy, bare, latency or window.
+        part: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -74,6 +80,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Status => Ok(local::status()),
         Command::Psql { arguments } => local::psql(&arguments),
         Command::Test { filter } => suite::run(filter.as_deref()),
+        Command::Bench { part } => runtime()?.block_on(bench::run(part.as_deref())),
     }
 }
 
