@@ -1,15 +1,17 @@
 //! What the parts around the worker can do at most: the database alone, and the broker alone.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use bytes::{BufMut, BytesMut};
 use penstock_worker::store::copy::{SAMPLE_COLUMNS, sample_stream};
 use penstock_worker::store::rows::{RowValue, SampleRow};
-use rumqttc::v5::mqttbytes::v5::Packet;
-use rumqttc::v5::{AsyncClient, Event, MqttOptions};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{self as p5, Packet};
 use sqlx::{Connection, Executor, PgConnection};
 
 use super::measure::{Cost, Rate, WARM_UP};
@@ -78,8 +80,7 @@ pub async fn subscriber(stack: &Stack, plan: &Plan, receive_maximum: u16, length
         let (address, counts, stop) = (bed.address.clone(), Arc::clone(&counts), Arc::clone(&stop));
         move || -> Result<()> {
             counts.count_this_thread()?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(consume(&address, receive_maximum, &counts, &stop, &ready))
+            consume(&address, receive_maximum, &counts, &stop, &ready)
         }
     });
     subscribed.recv_timeout(Duration::from_secs(10)).context("the subscriber is not subscribed")?;
@@ -118,36 +119,59 @@ pub async fn subscriber(stack: &Stack, plan: &Plan, receive_maximum: u16, length
     Ok(rate)
 }
 
-async fn consume(
+/// Reads what is there, acknowledges all of it in one write, and does nothing else.
+fn consume(
     address: &str,
     receive_maximum: u16,
     counts: &Counts,
     stop: &AtomicBool,
     ready: &std::sync::mpsc::Sender<()>,
 ) -> Result<()> {
-    let (host, port) = address.rsplit_once(':').context("host and port")?;
-    let mut options = MqttOptions::new("bench-bare", host, port.parse()?);
-    let mut network = rumqttc::NetworkOptions::new();
-    network.set_tcp_nodelay(true);
-    options
-        .set_network_options(network)
-        .set_clean_start(true)
-        .set_max_packet_size(Some(1 << 20))
-        .set_receive_maximum(Some(receive_maximum));
-    let (client, mut event_loop) = AsyncClient::new(options, 16);
-    client.try_subscribe("traksense/#", rumqttc::v5::mqttbytes::QoS::AtLeastOnce)?;
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let connect = p5::Connect {
+        keep_alive: 0,
+        client_id: "bench-bare".to_owned(),
+        clean_start: true,
+        properties: Some(p5::ConnectProperties {
+            receive_maximum: Some(receive_maximum),
+            ..p5::ConnectProperties::new()
+        }),
+    };
+    let mut subscribe = p5::Subscribe::new(p5::Filter::new("traksense/#", QoS::AtLeastOnce), None);
+    subscribe.pkid = 1;
+    let mut output = BytesMut::new();
+    connect.write(&None, &None, &mut output)?;
+    subscribe.write(&mut output)?;
+    stream.write_all(&output)?;
+    let (mut buffer, mut input) = (vec![0; 256 * 1024], BytesMut::new());
     while !stop.load(Ordering::Relaxed) {
-        let Ok(event) = tokio::time::timeout(Duration::from_millis(100), event_loop.poll()).await else {
-            continue;
+        let length = match stream.read(&mut buffer) {
+            Ok(0) => bail!("the broker closed the subscriber's connection"),
+            Ok(length) => length,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
+            Err(error) => return Err(error.into()),
         };
-        match event? {
-            Event::Incoming(Packet::Publish(_)) => {
-                counts.taken.fetch_add(1, Ordering::Relaxed);
+        input.extend_from_slice(&buffer[..length]);
+        output.clear();
+        let mut taken = 0;
+        loop {
+            match Packet::read(&mut input, Some(1 << 20)) {
+                Ok(Packet::Publish(publish)) => {
+                    output.put_slice(&[0x40, 2]);
+                    output.put_u16(publish.pkid);
+                    taken += 1;
+                }
+                Ok(Packet::SubAck(_)) => ready.send(())?,
+                Ok(Packet::ConnAck(_)) => {}
+                Ok(other) => bail!("the broker sent {other:?}"),
+                Err(rumqttc::v5::mqttbytes::Error::InsufficientBytes(_)) => break,
+                Err(error) => return Err(error.into()),
             }
-            Event::Incoming(Packet::SubAck(_)) => ready.send(())?,
-            Event::Incoming(Packet::Disconnect(reason)) => bail!("{reason:?}"),
-            _ => {}
         }
+        stream.write_all(&output)?;
+        counts.taken.fetch_add(taken, Ordering::Relaxed);
     }
     Ok(())
 }
