@@ -81,6 +81,11 @@ impl Stack {
         }
     }
 
+    /// The shared server's process, if it is ours.
+    pub fn server_id(&self) -> Option<u32> {
+        self.server.as_ref().map(Postgres::id)
+    }
+
     async fn postgres(&self, name: &str, preload: &'static str) -> Result<Postgres> {
         let root = self.root.clone().context("a root")?;
         let setup = postgres::Setup { preload, bound: true };

@@ -4,6 +4,7 @@
 #![allow(clippy::float_cmp)]
 
 mod bed;
+mod bench;
 mod compare;
 mod demo;
 mod fleet;
@@ -59,6 +60,11 @@ enum Command {
         /// Part of a scenario's name.
         filter: Option<String>,
     },
+    /// Measure the worker against what broker and database can do at most.
+    Bench {
+        /// One part alone: points10, points1, copy, bare, latency or window.
+        part: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -80,6 +86,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Psql { arguments } => local::psql(&arguments),
         Command::Demo => demo::run(),
         Command::Test { filter } => suite::run(filter.as_deref()),
+        Command::Bench { part } => runtime()?.block_on(bench::run(part.as_deref())),
     }
 }
 

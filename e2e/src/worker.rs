@@ -271,8 +271,13 @@ impl Worker {
 
 /// Seconds of processor time of a process and those of its children that ended.
 pub fn cpu_seconds(pid: u32) -> f64 {
+    cpu_seconds_in(&format!("/proc/{pid}/stat"))
+}
+
+/// The same of a process or a thread, as its file `stat` tells.
+pub fn cpu_seconds_in(file: &str) -> f64 {
     let ticks = rustix::param::clock_ticks_per_second() as f64;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = std::fs::read_to_string(file).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     fields
         .get(11..15)

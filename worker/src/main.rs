@@ -123,7 +123,20 @@ type Fault = Box<dyn std::error::Error + Send + Sync>;
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start(matches!(cli.log_format, LogFormat::Json));
-    let result = match cli.command {
+    // On a thread of the pool, where what the broker sends wakes nobody else: main's own thread would have
+    // to be woken for each read.
+    let result = tokio::spawn(obey(cli.command)).await.unwrap_or_else(|panic| Err(panic.into()));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("penstock-worker: {fault}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn obey(command: Command) -> Result<(), Fault> {
+    match command {
         Command::Run { files, identity, http, handover } => {
             run(files.into(), identity.me(), http, Duration::from_secs(handover)).await
         }
@@ -131,13 +144,6 @@ async fn main() -> ExitCode {
         Command::Check { files, connect } => check(&files.into(), connect).await,
         Command::Retire { files, identity, idle } => {
             retire(&files.into(), identity.me(), idle.map(Duration::from_secs)).await
-        }
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(fault) => {
-            eprintln!("penstock-worker: {fault}");
-            ExitCode::FAILURE
         }
     }
 }

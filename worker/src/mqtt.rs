@@ -5,3 +5,4 @@ pub mod connection;
 pub mod options;
 pub mod session;
 pub mod visit;
+mod wire;

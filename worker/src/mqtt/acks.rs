@@ -99,6 +99,12 @@ impl Window {
     pub fn is_full(&self) -> bool {
         self.unacked >= self.observed
     }
+
+    /// Deliveries that are worth a batch at once: with half the window, one writer commits while the
+    /// broker fills the other half. With all of it, the broker would wait for each commit.
+    pub fn half(&self) -> usize {
+        self.observed.div_ceil(2)
+    }
 }
 
 impl Acks {
@@ -119,13 +125,14 @@ impl Acks {
         *live = Live { epoch: live.epoch, ..Live::default() };
     }
 
-    /// Takes in a delivery at QoS 1 of the current epoch. Returns its place, and whether the window
-    /// is now full as far as load has shown.
-    pub fn push(&self, packet_id: u16, arrived: Instant) -> (u64, bool) {
+    /// Takes in a delivery at QoS 1 of the current epoch. Returns its place, and the window.
+    pub fn push(&self, packet_id: u16, arrived: Instant) -> (u64, Window) {
         let mut live = self.live();
         let seq = live.prefix.push(packet_id, arrived);
-        live.plateau = live.plateau.max(live.prefix.len());
-        (seq, live.prefix.len() == live.plateau)
+        let unacked = live.prefix.len();
+        live.plateau = live.plateau.max(unacked);
+        let window = Window { unacked, observed: live.plateau, oldest: None, epoch: live.epoch };
+        (seq, window)
     }
 
     /// Notes committed deliveries and acknowledges the longest committed prefix. Returns how many
@@ -142,12 +149,8 @@ impl Acks {
         }
         let Live { client, prefix, .. } = &mut *live;
         if let Some(client) = client {
-            while let Some(packet_id) = prefix.pop() {
-                // The channel holds more than the window, so it is only ever closed, not full.
-                if !client.ack(packet_id) {
-                    tracing::debug!(packet_id, "the connection ended before an acknowledgement");
-                }
-            }
+            // All at once: a system call for each would cost more than the rest of a message.
+            client.acknowledge(std::iter::from_fn(|| prefix.pop()));
         }
         stale
     }

@@ -1,18 +1,32 @@
 //! One connection to the broker, of either protocol version.
 //!
-//! Each connection has a rumqttc event loop of its own, which is dropped when the connection ends.
-//! rumqttc 0.25.1 would carry queued acknowledgements and received messages of a dead connection
-//! over to the next one, keep options that a broker has overridden, and reconnect without a pause;
-//! with a fresh event loop none of that can happen.
+//! The packets are rumqttc's; its event loop is not used. That loop sends each acknowledgement with a
+//! system call of its own, which is most of what a small message costs, and it would carry queued
+//! acknowledgements and received messages of a dead connection over to the next one. Here all that
+//! waits leaves at once, and a connection ends with everything that belongs to it.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
-use rumqttc::v5::mqttbytes::v5 as p5;
-use rumqttc::{mqttbytes::v4 as p4, v5};
+use bytes::{Buf, Bytes, BytesMut};
+use rumqttc::tokio_rustls::TlsConnector;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::options::{Options, Protocol, network};
+use super::options::{Options, Protocol};
+use super::wire::{self, Packet};
+
+/// How long TCP, TLS and CONNACK may take together.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// Bytes read at once, if the broker has as many.
+const READ: usize = 64 * 1024;
 
 /// What came from the broker, or left for it.
 #[derive(Debug)]
@@ -53,6 +67,8 @@ pub struct Granted {
     pub session_present: bool,
     /// Session expiry, where the broker set its own (MQTT 5).
     pub session_expiry: Option<Duration>,
+    /// Keep-alive, where the broker set its own (MQTT 5).
+    pub keep_alive: Option<Duration>,
     /// Largest packet the broker accepts, where it says (MQTT 5).
     pub max_packet: Option<u32>,
     /// Largest QoS the broker supports (MQTT 5).
@@ -106,112 +122,129 @@ impl Lost {
 
 /// Sends to the broker; cheap to clone, never waits.
 #[derive(Debug, Clone)]
-pub enum Client {
-    /// MQTT 5.
-    V5(v5::AsyncClient),
-    /// MQTT 3.1.1.
-    V311(rumqttc::AsyncClient),
+pub struct Client {
+    protocol: Protocol,
+    outbox: Arc<Outbox>,
+}
+
+/// What is to leave, filled by any task and emptied by the connection's.
+#[derive(Debug, Default)]
+struct Outbox {
+    waiting: Mutex<Waiting>,
+    filled: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: BytesMut,
+    last_packet_id: u16,
+    /// DISCONNECT is the last packet.
+    closing: bool,
+    /// The connection is over.
+    closed: bool,
+}
+
+impl Outbox {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds to what waits. False when nothing more may be sent, or nothing was added.
+    fn add(&self, packets: impl FnOnce(&mut Waiting) -> bool) -> bool {
+        let added = {
+            let mut waiting = self.waiting();
+            !waiting.closing && !waiting.closed && packets(&mut waiting)
+        };
+        if added {
+            self.filled.notify_one();
+        }
+        added
+    }
+}
+
+impl Waiting {
+    fn next_packet_id(&mut self) -> u16 {
+        self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
+        self.last_packet_id
+    }
 }
 
 impl Client {
-    /// PUBACK. False when the connection is over.
-    pub fn ack(&self, packet_id: u16) -> bool {
-        match self {
-            Self::V5(client) => {
-                let publish = p5::Publish {
-                    pkid: packet_id,
-                    qos: v5::mqttbytes::QoS::AtLeastOnce,
-                    ..Default::default()
-                };
-                client.try_ack(&publish).is_ok()
-            }
-            Self::V311(client) => {
-                let mut publish = p4::Publish::from_bytes("", rumqttc::QoS::AtLeastOnce, Bytes::new());
-                publish.pkid = packet_id;
-                client.try_ack(&publish).is_ok()
-            }
-        }
+    /// PUBACKs, which leave together. False when the connection is over.
+    pub fn acknowledge(&self, packet_ids: impl Iterator<Item = u16>) -> bool {
+        self.outbox.add(|waiting| {
+            packet_ids.for_each(|packet_id| wire::acknowledge(packet_id, &mut waiting.bytes));
+            true
+        })
     }
 
-    /// SUBSCRIBE at QoS 1, all filters in one packet. Retained messages come with a new subscription only.
+    /// SUBSCRIBE at QoS 1, all filters in one packet.
     pub fn subscribe(&self, filters: &[String]) -> bool {
-        match self {
-            Self::V5(client) => {
-                let filters = filters.iter().map(|filter| {
-                    let mut filter = p5::Filter::new(filter, v5::mqttbytes::QoS::AtLeastOnce);
-                    if !filter.path.starts_with("$share/") {
-                        filter.retain_forward_rule = p5::RetainForwardRule::OnNewSubscribe;
-                    }
-                    filter
-                });
-                client.try_subscribe_many(filters).is_ok()
-            }
-            Self::V311(client) => {
-                let filters = filters
-                    .iter()
-                    .map(|filter| p4::SubscribeFilter::new(filter.clone(), rumqttc::QoS::AtLeastOnce));
-                client.try_subscribe_many(filters).is_ok()
-            }
-        }
+        self.outbox.add(|waiting| {
+            let packet_id = waiting.next_packet_id();
+            wire::subscribe(self.protocol, packet_id, filters, &mut waiting.bytes)
+        })
     }
 
     /// PUBLISH at QoS 1.
     pub fn publish(&self, topic: &str, payload: &str) -> bool {
-        match self {
-            Self::V5(client) => {
-                client.try_publish(topic, v5::mqttbytes::QoS::AtLeastOnce, false, payload.to_owned()).is_ok()
-            }
-            Self::V311(client) => {
-                client.try_publish(topic, rumqttc::QoS::AtLeastOnce, false, payload).is_ok()
-            }
-        }
-    }
-
-    fn unsubscribe(&self, filter: &str) -> bool {
-        match self {
-            Self::V5(client) => client.try_unsubscribe(filter).is_ok(),
-            Self::V311(client) => client.try_unsubscribe(filter).is_ok(),
-        }
+        self.outbox.add(|waiting| {
+            let packet_id = waiting.next_packet_id();
+            wire::publish(self.protocol, packet_id, topic, payload, &mut waiting.bytes)
+        })
     }
 
     /// DISCONNECT, after all that was sent before. It keeps the session.
     pub fn disconnect(&self) -> bool {
-        match self {
-            Self::V5(client) => client.try_disconnect().is_ok(),
-            Self::V311(client) => client.try_disconnect().is_ok(),
-        }
+        self.outbox.add(|waiting| {
+            wire::disconnect(&mut waiting.bytes);
+            waiting.closing = true;
+            true
+        })
     }
 }
 
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
 /// One connection to the broker.
 pub struct Connection {
+    options: Options,
     client: Client,
-    event_loop: EventLoop,
-    /// UNSUBSCRIBEs not yet answered: the filter, and its packet id once it left.
-    unsubscribing: VecDeque<(String, Option<u16>)>,
+    stream: Option<Box<dyn Stream>>,
+    input: BytesMut,
+    output: BytesMut,
+    closing: bool,
+    keep_alive: Duration,
+    ping_at: Instant,
+    heard_at: Instant,
+    /// UNSUBSCRIBEs not yet answered: their packet ids and filters.
+    unsubscribing: VecDeque<(u16, String)>,
 }
 
-enum EventLoop {
-    V5(Box<v5::EventLoop>),
-    V311(Box<rumqttc::EventLoop>),
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.client.outbox.waiting().closed = true;
+    }
 }
 
 impl Connection {
     /// A connection that the first [`Connection::next`] opens.
     pub fn new(options: &Options) -> Self {
-        let capacity = options.channel_capacity();
-        let (client, event_loop) = match options.protocol {
-            Protocol::V5 => {
-                let (client, event_loop) = v5::AsyncClient::new(options.v5(), capacity);
-                (Client::V5(client), EventLoop::V5(Box::new(event_loop)))
-            }
-            Protocol::V311 => {
-                let (client, mut event_loop) = rumqttc::AsyncClient::new(options.v311(), capacity);
-                event_loop.set_network_options(network());
-                (Client::V311(client), EventLoop::V311(Box::new(event_loop)))
-            }
-        };
-        Self { client, event_loop, unsubscribing: VecDeque::new() }
+        let now = Instant::now();
+        Self {
+            client: Client { protocol: options.protocol, outbox: Arc::default() },
+            stream: None,
+            input: BytesMut::with_capacity(READ),
+            output: BytesMut::new(),
+            closing: false,
+            keep_alive: options.keep_alive,
+            ping_at: now,
+            heard_at: now,
+            unsubscribing: VecDeque::new(),
+            options: options.clone(),
+        }
     }
 
     /// Sends on this connection.
@@ -221,157 +254,155 @@ impl Connection {
 
     /// UNSUBSCRIBE; answered by [`Event::Unsubscribed`].
     pub fn unsubscribe(&mut self, filter: &str) -> bool {
-        let sent = self.client.unsubscribe(filter);
-        if sent {
-            self.unsubscribing.push_back((filter.to_owned(), None));
-        }
-        sent
+        let unsubscribing = &mut self.unsubscribing;
+        self.client.outbox.add(|waiting| {
+            let packet_id = waiting.next_packet_id();
+            unsubscribing.push_back((packet_id, filter.to_owned()));
+            wire::unsubscribe(self.options.protocol, packet_id, filter, &mut waiting.bytes)
+        })
     }
 
     /// The next event. After an error the connection is over and must be dropped. Cancelling is safe
     /// once connected.
     pub async fn next(&mut self) -> Result<Event, Lost> {
-        match &mut self.event_loop {
-            EventLoop::V5(event_loop) => match event_loop.poll().await {
-                Ok(event) => Ok(self.on_v5(event)),
-                Err(error) => Err(lost_v5(error)),
-            },
-            EventLoop::V311(event_loop) => match event_loop.poll().await {
-                Ok(event) => Ok(self.on_v311(event)),
-                Err(error) => Err(lost_v311(error)),
-            },
+        if self.stream.is_none() {
+            let opened = tokio::time::timeout(CONNECT_DEADLINE, self.open()).await;
+            return opened
+                .unwrap_or_else(|_| Err(Lost::Failed(format!("no CONNACK within {CONNECT_DEADLINE:?}"))));
         }
-    }
-
-    fn on_v5(&mut self, event: v5::Event) -> Event {
-        match event {
-            v5::Event::Incoming(p5::Packet::Publish(publish)) => Event::Publish(Publish {
-                packet_id: publish.pkid,
-                topic: publish.topic,
-                payload: publish.payload,
-                dup: publish.dup,
-            }),
-            v5::Event::Incoming(p5::Packet::ConnAck(ack)) => {
-                let properties = ack.properties.as_ref();
-                Event::Connected(Granted {
-                    session_present: ack.session_present,
-                    session_expiry: properties
-                        .and_then(|p| p.session_expiry_interval)
-                        .map(|seconds| Duration::from_secs(seconds.into())),
-                    max_packet: properties.and_then(|p| p.max_packet_size),
-                    max_qos: properties.and_then(|p| p.max_qos).unwrap_or(2),
-                })
+        loop {
+            if let Some(packet) = self.read()? {
+                return Ok(self.event(packet));
             }
-            v5::Event::Incoming(p5::Packet::SubAck(ack)) => Event::Subscribed(
-                ack.return_codes
-                    .into_iter()
-                    .map(|code| match code {
-                        p5::SubscribeReasonCode::Success(qos) => Ok(qos as u8),
-                        refused => Err(format!("{refused:?}")),
-                    })
-                    .collect(),
-            ),
-            v5::Event::Incoming(p5::Packet::PubAck(_)) => Event::Published,
-            v5::Event::Incoming(p5::Packet::UnsubAck(ack)) => self.unsubscribed(ack.pkid),
-            v5::Event::Outgoing(outgoing) => self.on_outgoing(&outgoing),
-            v5::Event::Incoming(_) => Event::Alive,
-        }
-    }
-
-    fn on_v311(&mut self, event: rumqttc::Event) -> Event {
-        match event {
-            rumqttc::Event::Incoming(p4::Packet::Publish(publish)) => Event::Publish(Publish {
-                packet_id: publish.pkid,
-                topic: publish.topic.into(),
-                payload: publish.payload,
-                dup: publish.dup,
-            }),
-            rumqttc::Event::Incoming(p4::Packet::ConnAck(ack)) => Event::Connected(Granted {
-                session_present: ack.session_present,
-                max_qos: 2,
-                ..Granted::default()
-            }),
-            rumqttc::Event::Incoming(p4::Packet::SubAck(ack)) => Event::Subscribed(
-                ack.return_codes
-                    .into_iter()
-                    .map(|code| match code {
-                        p4::SubscribeReasonCode::Success(qos) => Ok(qos as u8),
-                        p4::SubscribeReasonCode::Failure => Err("Failure".to_owned()),
-                    })
-                    .collect(),
-            ),
-            rumqttc::Event::Incoming(p4::Packet::PubAck(_)) => Event::Published,
-            rumqttc::Event::Incoming(p4::Packet::UnsubAck(ack)) => self.unsubscribed(ack.pkid),
-            rumqttc::Event::Outgoing(outgoing) => self.on_outgoing(&outgoing),
-            rumqttc::Event::Incoming(_) => Event::Alive,
-        }
-    }
-
-    fn on_outgoing(&mut self, outgoing: &rumqttc::Outgoing) -> Event {
-        match outgoing {
-            rumqttc::Outgoing::Disconnect => Event::Disconnected,
-            rumqttc::Outgoing::Unsubscribe(packet_id) => {
-                if let Some((_, waiting)) = self.unsubscribing.iter_mut().find(|(_, id)| id.is_none()) {
-                    *waiting = Some(*packet_id);
+            self.collect();
+            let Self { stream: Some(stream), input, output, client, .. } = self else {
+                return Err(Lost::Failed("not connected".to_owned()));
+            };
+            if self.closing {
+                stream.write_all_buf(output).await.map_err(failed)?;
+                let _ = stream.shutdown().await;
+                return Ok(Event::Disconnected);
+            }
+            tokio::select! {
+                read = exchange(stream, input, output) => {
+                    if read.map_err(failed)? == 0 {
+                        return Err(Lost::Failed("the broker closed the connection".to_owned()));
+                    }
+                    self.heard_at = Instant::now();
                 }
-                Event::Alive
+                () = client.outbox.filled.notified() => {}
+                () = tokio::time::sleep_until(self.ping_at) => {
+                    let silence = self.keep_alive * 2;
+                    if self.heard_at.elapsed() >= silence {
+                        return Err(Lost::Silent(silence));
+                    }
+                    wire::ping(output);
+                    self.ping_at = Instant::now() + self.keep_alive;
+                }
             }
-            _ => Event::Alive,
         }
     }
 
-    fn unsubscribed(&mut self, packet_id: u16) -> Event {
-        match self.unsubscribing.iter().position(|(_, id)| *id == Some(packet_id)) {
-            Some(index) => match self.unsubscribing.remove(index) {
-                Some((filter, _)) => Event::Unsubscribed(filter),
-                None => Event::Alive,
-            },
-            None => Event::Alive,
+    async fn open(&mut self) -> Result<Event, Lost> {
+        let Options { host, port, tls, max_packet, protocol, .. } = &self.options;
+        let tcp = TcpStream::connect(format!("{host}:{port}")).await.map_err(failed)?;
+        // Acknowledgements are small packets that must not wait for one another.
+        tcp.set_nodelay(true).map_err(failed)?;
+        let mut stream: Box<dyn Stream> = match tls {
+            None => Box::new(tcp),
+            Some(config) => {
+                let name = host.trim_matches(['[', ']']).to_owned();
+                let name = rustls::pki_types::ServerName::try_from(name)
+                    .map_err(|error| Lost::Failed(error.to_string()))?;
+                let connector = TlsConnector::from(Arc::clone(config));
+                Box::new(connector.connect(name, tcp).await.map_err(failed)?)
+            }
+        };
+        wire::connect(&self.options, &mut self.output)?;
+        stream.write_all_buf(&mut self.output).await.map_err(failed)?;
+        stream.flush().await.map_err(failed)?;
+        loop {
+            match wire::read(*protocol, &mut self.input, *max_packet)? {
+                Some(Packet::ConnAck(granted)) => {
+                    self.keep_alive = granted
+                        .keep_alive
+                        .filter(|keep_alive| !keep_alive.is_zero())
+                        .unwrap_or(self.options.keep_alive);
+                    self.heard_at = Instant::now();
+                    self.ping_at = self.heard_at + self.keep_alive;
+                    self.stream = Some(stream);
+                    return Ok(Event::Connected(granted));
+                }
+                Some(other) => return Err(Lost::Failed(format!("{other:?} instead of CONNACK"))),
+                None => {
+                    if stream.read_buf(&mut self.input).await.map_err(failed)? == 0 {
+                        return Err(Lost::Failed("the broker closed the connection".to_owned()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn read(&mut self) -> Result<Option<Packet>, Lost> {
+        wire::read(self.options.protocol, &mut self.input, self.options.max_packet)
+    }
+
+    /// Takes what waits in the outbox.
+    fn collect(&mut self) {
+        let mut waiting = self.client.outbox.waiting();
+        if self.output.is_empty() {
+            std::mem::swap(&mut self.output, &mut waiting.bytes);
+        } else {
+            self.output.extend_from_slice(&waiting.bytes);
+        }
+        waiting.bytes.clear();
+        self.closing |= waiting.closing;
+    }
+
+    fn event(&mut self, packet: Packet) -> Event {
+        match packet {
+            Packet::Publish(publish) => Event::Publish(publish),
+            Packet::ConnAck(granted) => Event::Connected(granted),
+            Packet::SubAck(grants) => Event::Subscribed(grants),
+            Packet::PubAck => Event::Published,
+            Packet::UnsubAck(packet_id) => {
+                let index = self.unsubscribing.iter().position(|(id, _)| *id == packet_id);
+                let answered = index.and_then(|index| self.unsubscribing.remove(index));
+                answered.map_or(Event::Alive, |(_, filter)| Event::Unsubscribed(filter))
+            }
+            Packet::Other => Event::Alive,
         }
     }
 }
 
-fn lost_v5(error: v5::ConnectionError) -> Lost {
-    use p5::ConnectReturnCode as Code;
-    use v5::ConnectionError as Error;
-    match error {
-        Error::MqttState(v5::StateError::ServerDisconnect { reason_code, reason_string }) => {
-            if reason_code == p5::DisconnectReasonCode::SessionTakenOver {
-                Lost::TakenOver
-            } else {
-                Lost::Failed(format!("DISCONNECT {reason_code:?} {}", reason_string.unwrap_or_default()))
+/// Writes what is to leave while it waits for something to read: a broker may stop reading until it is read
+/// from. Returns how many bytes were read; 0 at the end. Cancelling loses nothing.
+async fn exchange(
+    stream: &mut Box<dyn Stream>,
+    input: &mut BytesMut,
+    output: &mut BytesMut,
+) -> io::Result<usize> {
+    if input.capacity() - input.len() < READ / 4 {
+        input.reserve(READ);
+    }
+    poll_fn(|context| {
+        while !output.is_empty() {
+            match Pin::new(&mut **stream).poll_write(context, output) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => output.advance(written),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => break,
             }
         }
-        Error::ConnectionRefused(code) => match code {
-            Code::BadClientId | Code::ClientIdentifierNotValid => Lost::ClientIdRefused,
-            Code::BadUserNamePassword
-            | Code::NotAuthorized
-            | Code::Banned
-            | Code::BadAuthenticationMethod => Lost::LoginRefused(format!("{code:?}")),
-            code => Lost::Refused(format!("{code:?}")),
-        },
-        Error::MqttState(v5::StateError::IncomingPacketTooLarge { pkt_size, max }) => {
-            Lost::PacketTooLarge(format!("{pkt_size} > {max} bytes"))
+        if let Poll::Ready(Err(error)) = Pin::new(&mut **stream).poll_flush(context) {
+            return Poll::Ready(Err(error));
         }
-        Error::MqttState(v5::StateError::Deserialization(
-            v5::mqttbytes::Error::PayloadSizeLimitExceeded { pkt_size, max },
-        )) => Lost::PacketTooLarge(format!("{pkt_size} > {max} bytes")),
-        error => Lost::Failed(error.to_string()),
-    }
+        pin!(stream.read_buf(input)).poll(context)
+    })
+    .await
 }
 
-fn lost_v311(error: rumqttc::ConnectionError) -> Lost {
-    use p4::ConnectReturnCode as Code;
-    use rumqttc::ConnectionError as Error;
-    match error {
-        Error::ConnectionRefused(code) => match code {
-            Code::BadClientId => Lost::ClientIdRefused,
-            Code::BadUserNamePassword | Code::NotAuthorized => Lost::LoginRefused(format!("{code:?}")),
-            code => Lost::Refused(format!("{code:?}")),
-        },
-        Error::MqttState(rumqttc::StateError::Deserialization(
-            rumqttc::mqttbytes::Error::PayloadSizeLimitExceeded(size),
-        )) => Lost::PacketTooLarge(format!("{size} bytes")),
-        error => Lost::Failed(error.to_string()),
-    }
+#[allow(clippy::needless_pass_by_value)]
+fn failed(error: io::Error) -> Lost {
+    Lost::Failed(error.to_string())
 }

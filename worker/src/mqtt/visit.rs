@@ -33,7 +33,7 @@ pub async fn publish(options: &Options, topic: &str, payload: &str) -> Result<()
     if !connection.client().publish(topic, payload) {
         return Err(Lost::Failed("the marker could not be sent".into()));
     }
-    // rumqttc hides PUBACK's reason; whether the marker arrives is what the caller waits for.
+    // PUBACK's reason is not looked at; whether the marker arrives is what the caller waits for.
     until(&mut connection, |event| matches!(event, Event::Published).then_some(())).await?;
     log_out(connection).await;
     Ok(())

@@ -1,0 +1,219 @@
+//! What the worker does on this machine, against what the parts around it can do at most. Marks are
+//! reported, not asserted: the machine may be busy. Exactness is asserted.
+
+mod bounds;
+mod measure;
+mod report;
+mod source;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use self::measure::{Rate, Run, WARM_UP};
+use self::report::{Latency, Mark, Report, Throughput, Window};
+use self::source::Plan;
+use crate::bed::{Needs, Stack};
+use crate::stack::mosquitto::Setup;
+
+/// Deliveries that the broker may leave unacknowledged in the throughput runs.
+const RECEIVE_MAXIMUM: u16 = 20_000;
+/// Messages in the worker and in the broker's queue.
+const BACKLOG: u64 = 60_000;
+const DEVICES: u32 = 1000;
+const THROUGHPUT: Duration = Duration::from_secs(15);
+/// Bounds are measured before and after a run, each for so long.
+const BOUND: Duration = Duration::from_secs(5);
+const STEADY: Duration = Duration::from_secs(10);
+const STEADY_RATE: f64 = 1000.0;
+const WINDOW: u32 = 20;
+
+/// Measures all, prints it, and writes target/report/bench.json. `part` is one part alone, for
+/// whoever works on it: points10, points1, latency or window.
+pub async fn run(part: Option<&str>) -> Result<bool> {
+    crate::suite::build()?;
+    let stack = Stack::start().await?;
+    ensure!(
+        stack.server_id().is_some() && stack.external_broker.is_none(),
+        "the bench measures a broker and a database of its own; unset DATABASE_URL and MQTT_URL"
+    );
+    let bench = Bench { stack };
+    if let Some(part) = part {
+        return bench.part(part).await.map(|()| true);
+    }
+    let load_before = load()?;
+    let plan = plan(10);
+
+    println!("1/5 bare COPY and the worker at 10 points a message");
+    let copy_before = bench.copy().await?;
+    let ten = bench.throughput(&plan).await?;
+    let copy_after = bench.copy().await?;
+
+    println!("2/5 a bare subscriber and the worker at 1 point a message");
+    let plan = Plan { points: 1, ..plan };
+    let bare_before = bench.bare(&plan).await?;
+    let one = bench.throughput(&plan).await?;
+    let bare_after = bench.bare(&plan).await?;
+
+    println!("3/5 latency at {STEADY_RATE} messages a second");
+    let latency = bench.latency().await?;
+    println!("4/5 window {WINDOW}");
+    let window = bench.window().await?;
+
+    println!("5/5 report");
+    let mean = |a: f64, b: f64| f64::midpoint(a, b);
+    let bare = mean(bare_before.messages_a_second(), bare_after.messages_a_second());
+    let throughput = [Throughput::new(&ten, 10), Throughput::new(&one, 1)];
+    let marks = vec![
+        Mark::at_least(
+            "share of bare COPY, 10 points a message",
+            ten.rate.points_a_second() / mean(copy_before, copy_after),
+            0.5,
+        ),
+        Mark::at_least(
+            "share of bare subscriber, 1 point a message",
+            one.rate.messages_a_second() / bare,
+            0.7,
+        ),
+        Mark::at_least("share of W/(RTT+L), window 20", window.messages_a_second / window.bound, 0.7),
+        Mark::at_most(
+            "worker CPU s per million points, 10 a message",
+            throughput[0].cpu_seconds_of_a_million_points.worker,
+            3.0,
+        ),
+        Mark::at_most("p99 latency at 1,000 messages a second, ms", latency.p99_ms, 100.0),
+    ];
+    let report = Report {
+        processors: std::thread::available_parallelism()?.get(),
+        load: [load_before, load()?],
+        receive_maximum: RECEIVE_MAXIMUM,
+        bare_copy: [copy_before, copy_after],
+        bare_subscriber: [bare_before.messages_a_second(), bare_after.messages_a_second()],
+        bare_subscriber_cost: bare_before.cost_of_a_million(),
+        throughput,
+        latency,
+        window,
+        marks,
+    };
+    println!("{}", report.table()?);
+    let folder = crate::stack::project().join("target/report");
+    std::fs::create_dir_all(&folder)?;
+    let file = folder.join("bench.json");
+    std::fs::write(&file, serde_json::to_string_pretty(&report)?)?;
+    println!("written to {}", file.display());
+    Ok(true)
+}
+
+fn plan(points: u32) -> Plan {
+    Plan { address: String::new(), devices: DEVICES, points, publishers: 2, rate: None, backlog: BACKLOG }
+}
+
+fn load() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/loadavg")?;
+    Ok(text.split(' ').take(2).collect::<Vec<_>>().join(" "))
+}
+
+struct Bench {
+    stack: Stack,
+}
+
+impl Bench {
+    fn database(&self) -> Result<u32> {
+        self.stack.server_id().context("a database server of our own")
+    }
+
+    async fn part(&self, part: &str) -> Result<()> {
+        match part {
+            "points10" => self.throughput(&plan(10)).await.map(drop),
+            "points1" => self.throughput(&plan(1)).await.map(drop),
+            "copy" => self.copy().await.map(drop),
+            "bare" => self.bare(&plan(1)).await.map(drop),
+            "latency" => self.latency().await.map(drop),
+            "window" => self.window().await.map(drop),
+            other => anyhow::bail!("no part '{other}': points10, points1, copy, bare, latency, window"),
+        }
+    }
+
+    async fn copy(&self) -> Result<f64> {
+        let rate = bounds::copy(&self.stack, DEVICES * 10, BOUND).await?;
+        println!("  bare COPY: {rate:.0} rows/s");
+        Ok(rate)
+    }
+
+    async fn bare(&self, plan: &Plan) -> Result<Rate> {
+        let rate = bounds::subscriber(&self.stack, plan, RECEIVE_MAXIMUM, BOUND).await?;
+        println!("  bare subscriber: {:.0} messages/s, {}", rate.messages_a_second(), cost(&rate));
+        Ok(rate)
+    }
+
+    async fn throughput(&self, plan: &Plan) -> Result<Run> {
+        let mut bed = self.stack.bed("bench", Needs::default(), &Setup::default()).await?;
+        let worker = bed
+            .worker_with(|text| {
+                text.replace("receiveMaximum: 1000", &format!("receiveMaximum: {RECEIVE_MAXIMUM}"))
+            })
+            .await?;
+        let run = measure::run(&mut bed, &worker, self.database()?, plan, THROUGHPUT)
+            .await
+            .with_context(|| bed.logs())?;
+        worker.stop(Duration::from_secs(30)).await?;
+        println!(
+            "  worker: {:.0} points/s, {:.0} messages/s, {}",
+            run.rate.points_a_second(),
+            run.rate.messages_a_second(),
+            cost(&run.rate)
+        );
+        Ok(run)
+    }
+
+    async fn latency(&self) -> Result<Latency> {
+        let mut bed = self.stack.bed("bench-latency", Needs::default(), &Setup::default()).await?;
+        let worker = bed.worker().await?;
+        let plan = Plan { rate: Some(STEADY_RATE), ..plan(10) };
+        let run = measure::run(&mut bed, &worker, self.database()?, &plan, STEADY)
+            .await
+            .with_context(|| bed.logs())?;
+        worker.stop(Duration::from_secs(30)).await?;
+        let quantile = |q| run.metrics.quantile("ingest_latency_seconds", q) * 1e3;
+        let latency = Latency {
+            messages_a_second: run.rate.messages_a_second(),
+            points_of_a_message: plan.points,
+            p50_ms: quantile(0.5),
+            p99_ms: quantile(0.99),
+        };
+        println!("  p50 {:.1} ms, p99 {:.1} ms", latency.p50_ms, latency.p99_ms);
+        Ok(latency)
+    }
+
+    async fn window(&self) -> Result<Window> {
+        let setup = Setup { window: WINDOW, ..Setup::default() };
+        let mut bed = self.stack.bed("bench-window", Needs::default(), &setup).await?;
+        let worker = bed.worker_with(|text| text.replace("protocol: V5", "protocol: V311")).await?;
+        let address = bed.address.clone();
+        let pings = std::thread::spawn(move || bounds::round_trip(&address, WARM_UP + STEADY));
+        let plan = Plan { backlog: 1000, ..plan(1) };
+        let run = measure::run(&mut bed, &worker, self.database()?, &plan, STEADY)
+            .await
+            .with_context(|| bed.logs())?;
+        worker.stop(Duration::from_secs(30)).await?;
+        let round_trip = pings.join().map_err(|_| anyhow::anyhow!("the pings panicked"))??;
+        let commit = run.metrics.quantile("ingest_commit_seconds", 0.5);
+        let window = Window {
+            window: WINDOW,
+            messages_a_second: run.rate.messages_a_second(),
+            round_trip_ms: round_trip * 1e3,
+            commit_ms: commit * 1e3,
+            bound: f64::from(WINDOW) / (round_trip + commit),
+        };
+        println!("  {:.0} messages/s, bound {:.0}", window.messages_a_second, window.bound);
+        Ok(window)
+    }
+}
+
+fn cost(rate: &Rate) -> String {
+    let cost = rate.cost_of_a_million();
+    format!(
+        "CPU s per million points: worker {:.2}, broker {:.2}, database {:.2}, publishers {:.2}",
+        cost.worker, cost.broker, cost.database, cost.publishers
+    )
+}

@@ -1,0 +1,140 @@
+//! Rates and costs of a worker under load.
+
+use std::ops::Sub;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+
+use super::source::{Counts, Plan, Source};
+use crate::bed::{Bed, require_identities};
+use crate::worker::{Metrics, Worker, cpu_seconds, cpu_seconds_of_tree};
+
+/// Publishing before anything is measured.
+pub const WARM_UP: Duration = Duration::from_millis(1500);
+/// How often the consumer is asked how far it is.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Seconds of processor time.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Cost {
+    /// The worker, or the bare subscriber.
+    pub worker: f64,
+    /// Mosquitto.
+    pub broker: f64,
+    /// PostgreSQL with all its processes.
+    pub database: f64,
+    /// The publishers.
+    pub publishers: f64,
+}
+
+impl Sub for Cost {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            worker: self.worker - earlier.worker,
+            broker: self.broker - earlier.broker,
+            database: self.database - earlier.database,
+            publishers: self.publishers - earlier.publishers,
+        }
+    }
+}
+
+/// What was done in a stretch of time, and what it cost.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Rate {
+    /// Messages committed.
+    pub messages: f64,
+    /// Points stored.
+    pub points: f64,
+    /// Seconds.
+    pub seconds: f64,
+    /// Processor time.
+    pub cost: Cost,
+}
+
+impl Rate {
+    /// Messages a second.
+    pub fn messages_a_second(&self) -> f64 {
+        self.messages / self.seconds
+    }
+
+    /// Points a second.
+    pub fn points_a_second(&self) -> f64 {
+        self.points / self.seconds
+    }
+
+    /// Processor seconds for a million points.
+    pub fn cost_of_a_million(&self) -> Cost {
+        let share = |seconds: f64| seconds * 1e6 / self.points;
+        Cost {
+            worker: share(self.cost.worker),
+            broker: share(self.cost.broker),
+            database: share(self.cost.database),
+            publishers: share(self.cost.publishers),
+        }
+    }
+}
+
+/// A worker under load.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Messages and points.
+    pub rate: Rate,
+    /// What the worker counted in the same stretch.
+    pub metrics: Metrics,
+    /// The worker's largest resident memory, in bytes.
+    pub peak_memory: u64,
+}
+
+/// Has publishers send to the bed's worker, measures for so long, stops, and compares the number of
+/// rows with what the broker acknowledged.
+pub async fn run(
+    bed: &mut Bed,
+    worker: &Worker,
+    database: u32,
+    plan: &Plan,
+    length: Duration,
+) -> Result<Run> {
+    let broker = bed.broker()?.id();
+    let source = Source::start(&Plan { address: bed.address.clone(), ..plan.clone() });
+    let before = follow(worker, &source.counts, WARM_UP).await?;
+    let cost = || Cost {
+        worker: cpu_seconds(worker.process.id()),
+        broker: cpu_seconds(broker),
+        database: cpu_seconds_of_tree(database),
+        publishers: source.counts.cpu_seconds(),
+    };
+    let (start, cost_before) = (Instant::now(), cost());
+    let after = follow(worker, &source.counts, length).await?;
+    let (seconds, cost) = (start.elapsed().as_secs_f64(), cost() - cost_before);
+    let acknowledged = source.finish()?;
+    require_identities(&worker.idle().await?)?;
+    let stored: i64 = bed.sql("SELECT count(*) FROM penstock.sample").await?;
+    let expected = acknowledged * u64::from(plan.points);
+    ensure!(stored as u64 == expected, "{stored} rows are stored, {expected} points were acknowledged");
+
+    let metrics = after.since(&before);
+    let rate = Rate {
+        messages: metrics.get("ingest_committed_total"),
+        points: metrics.get("ingest_points_total"),
+        seconds,
+        cost,
+    };
+    Ok(Run { rate, metrics, peak_memory: worker.peak_memory()? })
+}
+
+/// Tells the publishers how far the worker is, for so long.
+async fn follow(worker: &Worker, counts: &Counts, length: Duration) -> Result<Metrics> {
+    let start = Instant::now();
+    loop {
+        let metrics = worker.metrics().await?;
+        counts.taken.store(metrics.get("ingest_committed_total") as u64, Ordering::Relaxed);
+        if start.elapsed() >= length {
+            return Ok(metrics);
+        }
+        tokio::time::sleep(POLL.min(length.saturating_sub(start.elapsed()))).await;
+    }
+}

@@ -1,0 +1,174 @@
+//! What was measured, for a person and as JSON.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::measure::{Cost, Run};
+
+/// A first mark, and whether it is met.
+#[derive(Debug, Clone, Serialize)]
+pub struct Mark {
+    /// What is measured.
+    pub name: &'static str,
+    /// Measured.
+    pub value: f64,
+    /// Wanted.
+    pub wanted: f64,
+    /// Whether more is better.
+    pub at_least: bool,
+    /// Whether it is met.
+    pub met: bool,
+}
+
+impl Mark {
+    /// Wants this much or more.
+    pub fn at_least(name: &'static str, value: f64, wanted: f64) -> Self {
+        Self { name, value, wanted, at_least: true, met: value >= wanted }
+    }
+
+    /// Wants this much or less.
+    pub fn at_most(name: &'static str, value: f64, wanted: f64) -> Self {
+        Self { name, value, wanted, at_least: false, met: value <= wanted }
+    }
+}
+
+/// A worker under load.
+#[derive(Debug, Clone, Serialize)]
+pub struct Throughput {
+    /// Points of a message.
+    pub points_of_a_message: u32,
+    /// Points a second.
+    pub points_a_second: f64,
+    /// Messages a second.
+    pub messages_a_second: f64,
+    /// Processor seconds for a million points.
+    pub cpu_seconds_of_a_million_points: Cost,
+    /// The worker's largest resident memory.
+    pub peak_memory_mib: f64,
+    /// Rows of a batch, on average.
+    pub rows_of_a_batch: f64,
+    /// Median commit, in milliseconds.
+    pub commit_ms: f64,
+}
+
+impl Throughput {
+    /// What a run says.
+    pub fn new(run: &Run, points: u32) -> Self {
+        let count = run.metrics.get("ingest_batch_rows_count");
+        Self {
+            points_of_a_message: points,
+            points_a_second: run.rate.points_a_second(),
+            messages_a_second: run.rate.messages_a_second(),
+            cpu_seconds_of_a_million_points: run.rate.cost_of_a_million(),
+            peak_memory_mib: run.peak_memory as f64 / f64::from(1 << 20),
+            rows_of_a_batch: run.metrics.get("ingest_batch_rows_sum") / count.max(1.0),
+            commit_ms: run.metrics.quantile("ingest_commit_seconds", 0.5) * 1e3,
+        }
+    }
+}
+
+/// At a steady rate.
+#[derive(Debug, Clone, Serialize)]
+pub struct Latency {
+    /// Messages a second.
+    pub messages_a_second: f64,
+    /// Points of a message.
+    pub points_of_a_message: u32,
+    /// Device time to commit, in milliseconds.
+    pub p50_ms: f64,
+    /// Device time to commit, in milliseconds.
+    pub p99_ms: f64,
+}
+
+/// With the window that a broker of MQTT 3.1.1 grants.
+#[derive(Debug, Clone, Serialize)]
+pub struct Window {
+    /// W.
+    pub window: u32,
+    /// Messages a second.
+    pub messages_a_second: f64,
+    /// RTT, in milliseconds.
+    pub round_trip_ms: f64,
+    /// L, in milliseconds.
+    pub commit_ms: f64,
+    /// W/(RTT+L).
+    pub bound: f64,
+}
+
+/// All of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Processors of the machine.
+    pub processors: usize,
+    /// Load averages before and after: others on the machine distort.
+    pub load: [String; 2],
+    /// Deliveries that the broker may leave unacknowledged in the throughput runs.
+    pub receive_maximum: u16,
+    /// Rows a second of a bare COPY, before and after the worker's run.
+    pub bare_copy: [f64; 2],
+    /// Messages a second of a bare subscriber, before and after the worker's run.
+    pub bare_subscriber: [f64; 2],
+    /// Processor seconds of it and of the broker for a million messages.
+    pub bare_subscriber_cost: Cost,
+    /// 10 points a message, and 1.
+    pub throughput: [Throughput; 2],
+    /// 1,000 messages a second.
+    pub latency: Latency,
+    /// Window 20.
+    pub window: Window,
+    /// The first marks.
+    pub marks: Vec<Mark>,
+}
+
+impl Report {
+    /// For a person.
+    pub fn table(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        let out = &mut text;
+        writeln!(out, "\n{} processors, shared by publishers, broker, worker and database", self.processors)?;
+        writeln!(out, "load before {}, after {}", self.load[0], self.load[1])?;
+        writeln!(out, "\nThroughput, receiveMaximum {}      10 points      1 point", self.receive_maximum)?;
+        let [ten, one] = &self.throughput;
+        let mut line = |name: &str, of: &dyn Fn(&Throughput) -> f64, digits: usize| {
+            writeln!(out, "  {name:<36}{:>11.digits$}{:>13.digits$}", of(ten), of(one))
+        };
+        line("points stored a second", &|t| t.points_a_second, 0)?;
+        line("messages a second", &|t| t.messages_a_second, 0)?;
+        line("rows of a batch", &|t| t.rows_of_a_batch, 0)?;
+        line("median commit, ms", &|t| t.commit_ms, 1)?;
+        line("worker CPU s per million points", &|t| t.cpu_seconds_of_a_million_points.worker, 2)?;
+        line("broker CPU s per million points", &|t| t.cpu_seconds_of_a_million_points.broker, 2)?;
+        line("database CPU s per million points", &|t| t.cpu_seconds_of_a_million_points.database, 2)?;
+        line("publishers CPU s per million points", &|t| t.cpu_seconds_of_a_million_points.publishers, 2)?;
+        line("worker's peak memory, MiB", &|t| t.peak_memory_mib, 0)?;
+        let [before, after] = self.bare_copy;
+        writeln!(out, "\nBound 1, bare COPY, rows a second: {before:.0} before, {after:.0} after")?;
+        let [before, after] = self.bare_subscriber;
+        let Cost { worker, broker, publishers, .. } = self.bare_subscriber_cost;
+        writeln!(
+            out,
+            "Bound 2, bare subscriber, messages a second: {before:.0} before, {after:.0} after\n  \
+             CPU s per million: subscriber {worker:.2}, broker {broker:.2}, publishers {publishers:.2}"
+        )?;
+        let Latency { messages_a_second, points_of_a_message, p50_ms, p99_ms } = self.latency;
+        writeln!(
+            out,
+            "Latency at {messages_a_second:.0} messages a second of {points_of_a_message} points: \
+             p50 {p50_ms:.1} ms, p99 {p99_ms:.1} ms"
+        )?;
+        let Window { window, messages_a_second, round_trip_ms, commit_ms, bound } = self.window;
+        writeln!(
+            out,
+            "Window {window}: {messages_a_second:.0} messages a second; W/(RTT+L) = {bound:.0} with \
+             RTT {round_trip_ms:.2} ms, L {commit_ms:.2} ms\n\n\
+             Mark                                             measured   wanted"
+        )?;
+        for Mark { name, value, wanted, at_least, met } in &self.marks {
+            let sign = if *at_least { ">=" } else { "<=" };
+            let verdict = if *met { "met" } else { "MISSED" };
+            writeln!(out, "  {name:<46}{value:>9.2}   {sign} {wanted:<6} {verdict}")?;
+        }
+        Ok(text)
+    }
+}
