@@ -123,10 +123,7 @@ type Fault = Box<dyn std::error::Error + Send + Sync>;
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start(matches!(cli.log_format, LogFormat::Json));
-    // On a thread of the pool, where what the broker sends wakes nobody else: main's own thread would have
-    // to be woken for each read.
-    let result = tokio::spawn(obey(cli.command)).await.unwrap_or_else(|panic| Err(panic.into()));
-    match result {
+    match obey(cli.command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             eprintln!("penstock-worker: {fault}");

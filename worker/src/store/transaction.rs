@@ -4,7 +4,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
-use sqlx::{Executor, PgConnection};
+use sqlx::{Executor, PgConnection, Row};
 
 use super::rows::{AckRow, DeadRow, EventRow, MetadataRow};
 use super::sqlstate::AttemptError;
