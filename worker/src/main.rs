@@ -123,7 +123,7 @@ type Fault = Box<dyn std::error::Error + Send + Sync>;
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start(matches!(cli.log_format, LogFormat::Json));
-    match obey(cli.command).await {
+    match Box::pin(obey(cli.command)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             eprintln!("penstock-worker: {fault}");
@@ -135,7 +135,7 @@ async fn main() -> ExitCode {
 async fn obey(command: Command) -> Result<(), Fault> {
     match command {
         Command::Run { files, identity, http, handover } => {
-            run(files.into(), identity.me(), http, Duration::from_secs(handover)).await
+            Box::pin(run(files.into(), identity.me(), http, Duration::from_secs(handover))).await
         }
         Command::Migrate { files } => migrate(&files.into()).await,
         Command::Check { files, connect } => check(&files.into(), connect).await,
