@@ -4,7 +4,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
-use sqlx::{Executor, PgConnection};
+use sqlx::{Executor, PgConnection, Row};
 
 use super::rows::{AckRow, DeadRow, EventRow, MetadataRow};
 use super::sqlstate::AttemptError;
@@ -63,18 +63,20 @@ pub async fn run(
 /// Commits, and returns the database's clock right before.
 ///
 /// COMMIT of an aborted transaction rolls back and reports success; no other statement does. So a
-/// statement that returns a row comes first: without an error there is a commit only of all of it.
+/// statement that returns a row comes first, in the same message to save a round trip: after an error
+/// the server skips the rest of the message, so there is a commit only of all of it.
 pub async fn commit(connection: &mut PgConnection) -> Result<Micros, AttemptError> {
-    let at = clock(&mut *connection).await?;
-    connection.execute("COMMIT").await?;
-    Ok(at)
+    let rows = connection.fetch_all(CLOCK_AND_COMMIT).await?;
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    Ok(row.try_get(0)?)
 }
+
+const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8";
+const CLOCK_AND_COMMIT: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8; COMMIT";
 
 /// The database's clock.
 pub async fn clock<'c>(executor: impl sqlx::PgExecutor<'c>) -> Result<Micros, sqlx::Error> {
-    sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8")
-        .fetch_one(executor)
-        .await
+    sqlx::query_scalar(CLOCK).fetch_one(executor).await
 }
 
 pub(super) async fn copy_in(
