@@ -32,9 +32,9 @@ impl Inbox {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a delivery at the end of its tenant's queue.
-    pub fn push(&self, delivery: Delivery) {
-        let was_empty = {
+    /// Puts a delivery at the end of its tenant's queue. Returns how many wait now.
+    pub fn push(&self, delivery: Delivery) -> usize {
+        let waiting = {
             let mut inbox = self.queues();
             let queue = inbox.queue_of(delivery.tenant.as_deref().unwrap_or_default());
             if inbox.waiting[queue].is_empty() {
@@ -42,11 +42,12 @@ impl Inbox {
             }
             inbox.waiting[queue].push_back(delivery);
             inbox.len += 1;
-            inbox.len == 1
+            inbox.len
         };
-        if was_empty {
+        if waiting == 1 {
             self.wake();
         }
+        waiting
     }
 
     /// Takes the next delivery: the oldest of the tenant whose turn it is.

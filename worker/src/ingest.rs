@@ -80,10 +80,11 @@ impl Ingest {
                 inbox.woken().await;
                 continue;
             };
-            if acks.window().is_full() {
+            let (window, waiting) = (acks.window(), inbox.len());
+            if window.is_full() || waiting >= window.half() {
                 return "window";
             }
-            if inbox.len() >= self.limits.max_rows {
+            if waiting >= self.limits.max_rows {
                 return "size";
             }
             let due = oldest + self.limits.linger;

@@ -9,7 +9,11 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::connection::Client;
+use super::client::Client;
+
+/// Windows of brokers that bound them by themselves: 10 to 50. In a larger one half a batch costs the
+/// database more than it gains.
+const SMALL_WINDOW: usize = 64;
 
 /// Unacknowledged deliveries of one epoch, in the order of receipt.
 #[derive(Debug, Default)]
@@ -99,6 +103,12 @@ impl Window {
     pub fn is_full(&self) -> bool {
         self.unacked >= self.observed
     }
+
+    /// Deliveries that are a batch before the window is full: half of a small window, so that the broker
+    /// fills one half while the other is committed.
+    pub fn half(&self) -> usize {
+        if self.observed <= SMALL_WINDOW { self.observed.div_ceil(2) } else { usize::MAX }
+    }
 }
 
 impl Acks {
@@ -119,13 +129,13 @@ impl Acks {
         *live = Live { epoch: live.epoch, ..Live::default() };
     }
 
-    /// Takes in a delivery at QoS 1 of the current epoch. Returns its place, and whether the window
-    /// is now full as far as load has shown.
-    pub fn push(&self, packet_id: u16, arrived: Instant) -> (u64, bool) {
+    /// Takes in a delivery at QoS 1 of the current epoch. Returns its place, and the window.
+    pub fn push(&self, packet_id: u16, arrived: Instant) -> (u64, Window) {
         let mut live = self.live();
         let seq = live.prefix.push(packet_id, arrived);
-        live.plateau = live.plateau.max(live.prefix.len());
-        (seq, live.prefix.len() == live.plateau)
+        let unacked = live.prefix.len();
+        live.plateau = live.plateau.max(unacked);
+        (seq, Window { unacked, observed: live.plateau, oldest: None, epoch: live.epoch })
     }
 
     /// Notes committed deliveries and acknowledges the longest committed prefix. Returns how many

@@ -402,13 +402,13 @@ impl Serving<'_> {
         if publish.dup {
             metrics.redelivered.inc();
         }
-        let (seq, full) = if qos0 {
-            (None, false)
+        let (seq, window) = if qos0 {
+            (None, None)
         } else {
-            let (seq, full) = shared.acks.push(publish.packet_id, arrived);
-            (Some(seq), full)
+            let (seq, window) = shared.acks.push(publish.packet_id, arrived);
+            (Some(seq), Some(window))
         };
-        shared.inbox.push(Delivery {
+        let waiting = shared.inbox.push(Delivery {
             epoch: *epoch,
             seq,
             tenant: decode::tenant(&session.layout, &publish.topic).map(Into::into),
@@ -419,7 +419,7 @@ impl Serving<'_> {
             arrived,
             in_hand: InHand::new(budget, metrics.in_flight.clone()),
         });
-        if full {
+        if window.is_some_and(|window| window.is_full() || waiting == window.half()) {
             shared.inbox.wake();
         }
         Ok(())
