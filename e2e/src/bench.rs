@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use self::measure::{Rate, Run, WARM_UP};
+use self::measure::{Rate, Run};
 use self::report::{Latency, Mark, Report, Throughput, Window};
-use self::source::Plan;
+use self::source::{Plan, Source};
 use crate::bed::{Needs, Stack};
 use crate::stack::mosquitto::Setup;
 
@@ -27,6 +27,8 @@ const BOUND: Duration = Duration::from_secs(5);
 const STEADY: Duration = Duration::from_secs(10);
 const STEADY_RATE: f64 = 1000.0;
 const WINDOW: u32 = 20;
+/// Messages that wait in the broker's queue before the worker with the small window connects.
+const QUEUED: u64 = 150_000;
 
 /// Measures all, prints it, and writes target/report/bench.json. `part` is one part alone, for
 /// whoever works on it: points10, points1, latency or window.
@@ -189,21 +191,20 @@ impl Bench {
         let setup = Setup { window: WINDOW, ..Setup::default() };
         let mut bed = self.stack.bed("bench-window", Needs::default(), &setup).await?;
         let worker = bed.worker_with(|text| text.replace("protocol: V5", "protocol: V311")).await?;
-        let address = bed.address.clone();
-        let pings = std::thread::spawn(move || bounds::round_trip(&address, WARM_UP + STEADY));
-        let plan = Plan { backlog: 1000, ..plan(1) };
-        let run = measure::run(&mut bed, &worker, self.database()?, &plan, STEADY)
-            .await
-            .with_context(|| bed.logs())?;
+        // The broker queues for the session meanwhile, so that publishers take no processor time from it.
         worker.stop(Duration::from_secs(30)).await?;
-        let round_trip = pings.join().map_err(|_| anyhow::anyhow!("the pings panicked"))??;
-        let commit = run.metrics.quantile("ingest_commit_seconds", 0.5);
+        let plan = Plan { address: bed.address.clone(), backlog: QUEUED, ..plan(1) };
+        let queued = Source::fill(&plan).await?;
+        let worker = bed.start("one", &[])?;
+        let drained = measure::drain(&bed, &worker, queued).await.with_context(|| bed.logs())?;
+        worker.stop(Duration::from_secs(30)).await?;
+        let commit = drained.metrics.quantile("ingest_commit_seconds", 0.5);
         let window = Window {
-            window: WINDOW,
-            messages_a_second: run.rate.messages_a_second(),
-            round_trip_ms: round_trip * 1e3,
+            size: WINDOW,
+            messages_a_second: drained.messages / drained.seconds,
+            round_trip_ms: drained.round_trip * 1e3,
             commit_ms: commit * 1e3,
-            bound: f64::from(WINDOW) / (round_trip + commit),
+            bound: f64::from(WINDOW) / (drained.round_trip + commit),
         };
         println!("  {:.0} messages/s, bound {:.0}", window.messages_a_second, window.bound);
         Ok(window)

@@ -9,10 +9,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use penstock_worker::http::router;
 use penstock_worker::settings::{Settings, Sources, Work};
-use penstock_worker::shard::{Shard, Stop};
+use penstock_worker::shard::{Shard, Stop, WRITERS};
 use penstock_worker::store::lease::Me;
 use penstock_worker::store::schema;
 use penstock_worker::{check, logging};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -119,11 +120,10 @@ impl Identity {
 
 type Fault = Box<dyn std::error::Error + Send + Sync>;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start(matches!(cli.log_format, LogFormat::Json));
-    match Box::pin(obey(cli.command)).await {
+    match start(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             eprintln!("penstock-worker: {fault}");
@@ -132,23 +132,39 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn obey(command: Command) -> Result<(), Fault> {
+/// The session has this thread to itself, with an I/O driver of its own, so that no other thread must be
+/// woken for what the broker sends; the writers have a pool.
+fn start(command: Command) -> Result<(), Fault> {
+    let writers = tokio::runtime::Builder::new_multi_thread().worker_threads(WRITERS).enable_all().build()?;
+    let own = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = own.block_on(obey(command, writers.handle()));
+    writers.shutdown_background();
+    result
+}
+
+async fn obey(command: Command, writers: &Handle) -> Result<(), Fault> {
     match command {
         Command::Run { files, identity, http, handover } => {
-            Box::pin(run(files.into(), identity.me(), http, Duration::from_secs(handover))).await
+            Box::pin(run(files.into(), identity.me(), http, Duration::from_secs(handover), writers)).await
         }
         Command::Migrate { files } => migrate(&files.into()).await,
         Command::Check { files, connect } => check(&files.into(), connect).await,
         Command::Retire { files, identity, idle } => {
-            retire(&files.into(), identity.me(), idle.map(Duration::from_secs)).await
+            retire(&files.into(), identity.me(), idle.map(Duration::from_secs), writers).await
         }
     }
 }
 
-async fn run(sources: Sources, me: Me, http: SocketAddr, handover: Duration) -> Result<(), Fault> {
+async fn run(
+    sources: Sources,
+    me: Me,
+    http: SocketAddr,
+    handover: Duration,
+    writers: &Handle,
+) -> Result<(), Fault> {
     let settings = sources.settings()?;
     let (work, work_seen) = watch::channel(settings.work.clone());
-    let shard = Shard::new(settings, me)?;
+    let shard = Shard::new(settings, me, writers.clone())?;
     let listener =
         tokio::net::TcpListener::bind(http).await.map_err(|error| format!("--http {http}: {error}"))?;
     tracing::info!(address = %listener.local_addr()?, "serving /livez, /readyz, /metrics and /status");
@@ -230,10 +246,10 @@ async fn ask_broker(settings: &Settings) -> Result<(), Fault> {
     Ok(())
 }
 
-async fn retire(sources: &Sources, me: Me, idle: Option<Duration>) -> Result<(), Fault> {
+async fn retire(sources: &Sources, me: Me, idle: Option<Duration>, writers: &Handle) -> Result<(), Fault> {
     // An instance of its own, so that it is never mistaken for the worker of the same machine.
     let me = Me { instance: format!("retire-{}", me.incarnation), ..me };
-    let shard = Shard::new(sources.settings()?, me)?;
+    let shard = Shard::new(sources.settings()?, me, writers.clone())?;
     let proof = shard.retire(idle).await?;
     println!("retired: the session is drained ({proof:?}) and ended");
     Ok(())

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use sqlx::PgPool;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -28,7 +29,7 @@ use crate::store::{connection, schema, transaction};
 use crate::tenure::{LeaseView, Superseded, Tenure};
 
 /// Writers of a worker: one commits while the other gathers.
-const WRITERS: usize = 2;
+pub const WRITERS: usize = 2;
 /// How long a stopping worker has to commit and acknowledge what it holds.
 const GRACE: Duration = Duration::from_secs(60);
 /// How long a first look at the database may take, with the dictionary that is read then.
@@ -52,6 +53,8 @@ pub struct Shard {
     pulse: Arc<Pulse>,
     pub(crate) key: LeaseKey,
     pub(crate) me: Me,
+    /// Where the writers run.
+    writers: Handle,
 }
 
 /// When and how to stop.
@@ -72,7 +75,7 @@ impl Stop {
 
 impl Shard {
     /// Puts the parts together; nothing is connected yet.
-    pub fn new(settings: Settings, me: Me) -> Result<Self, AssemblyError> {
+    pub fn new(settings: Settings, me: Me, writers: Handle) -> Result<Self, AssemblyError> {
         let metrics = Metrics::new()?;
         let shared = Arc::new(Shared {
             inbox: Inbox::default(),
@@ -94,6 +97,7 @@ impl Shard {
             shared,
             lease,
             me,
+            writers,
         })
     }
 
@@ -174,7 +178,7 @@ impl Shard {
                 self.shared.metrics.clone(),
             );
             let ingest = Arc::clone(&ingest);
-            writers.spawn(async move { ingest.run(writer).await });
+            writers.spawn_on(async move { ingest.run(writer).await }, &self.writers);
         }
     }
 

@@ -1,12 +1,14 @@
 //! Rates and costs of a worker under load.
 
 use std::ops::Sub;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
+use super::bounds::round_trip;
 use super::source::{Counts, Plan, Source};
 use crate::bed::{Bed, require_identities};
 use crate::worker::{Metrics, Worker, cpu_seconds, cpu_seconds_of_tree};
@@ -137,4 +139,43 @@ async fn follow(worker: &Worker, counts: &Counts, length: Duration) -> Result<Me
         }
         tokio::time::sleep(POLL.min(length.saturating_sub(start.elapsed()))).await;
     }
+}
+
+/// A queue that was drained.
+#[derive(Debug, Clone)]
+pub struct Drained {
+    /// Messages of the stretch that was measured.
+    pub messages: f64,
+    /// Its length.
+    pub seconds: f64,
+    /// Median round trip to the broker meanwhile, in seconds.
+    pub round_trip: f64,
+    /// What the worker counted in it.
+    pub metrics: Metrics,
+}
+
+/// Measures a worker that drains the broker's queue of so many messages of one point, and compares the
+/// number of rows with it.
+pub async fn drain(bed: &Bed, worker: &Worker, queued: u64) -> Result<Drained> {
+    let committed = |share: f64| {
+        let wanted = queued as f64 * share;
+        worker.metric("the queue drains", Duration::from_secs(60), move |metrics| {
+            metrics.get("ingest_committed_total") >= wanted
+        })
+    };
+    let before = committed(0.1).await?;
+    let (start, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
+    let pings = std::thread::spawn({
+        let (address, stop) = (bed.address.clone(), Arc::clone(&stop));
+        move || round_trip(&address, &stop)
+    });
+    let after = committed(0.9).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    stop.store(true, Ordering::Relaxed);
+    let round_trip = pings.join().map_err(|_| anyhow::anyhow!("the pings panicked"))??;
+    require_identities(&worker.idle().await?)?;
+    let stored: i64 = bed.sql("SELECT count(*) FROM penstock.sample").await?;
+    ensure!(stored as u64 == queued, "{stored} rows are stored, {queued} points were acknowledged");
+    let metrics = after.since(&before);
+    Ok(Drained { messages: metrics.get("ingest_committed_total"), seconds, round_trip, metrics })
 }

@@ -85,7 +85,7 @@ pub struct Latency {
 #[derive(Debug, Clone, Serialize)]
 pub struct Window {
     /// W.
-    pub window: u32,
+    pub size: u32,
     /// Messages a second.
     pub messages_a_second: f64,
     /// RTT, in milliseconds.
@@ -157,10 +157,10 @@ impl Report {
             "Latency at {messages_a_second:.0} messages a second of {points_of_a_message} points: \
              p50 {p50_ms:.1} ms, p99 {p99_ms:.1} ms"
         )?;
-        let Window { window, messages_a_second, round_trip_ms, commit_ms, bound } = self.window;
+        let Window { size, messages_a_second, round_trip_ms, commit_ms, bound } = self.window;
         writeln!(
             out,
-            "Window {window}: {messages_a_second:.0} messages a second; W/(RTT+L) = {bound:.0} with \
+            "Window {size}: {messages_a_second:.0} messages a second; W/(RTT+L) = {bound:.0} with \
              RTT {round_trip_ms:.2} ms, L {commit_ms:.2} ms\n\n\
              Mark                                             measured   wanted"
         )?;

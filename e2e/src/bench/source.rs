@@ -77,6 +77,17 @@ impl Source {
         Self { counts, threads }
     }
 
+    /// Publishes as many as the plan's backlog while nobody takes any; returns how many.
+    pub async fn fill(plan: &Plan) -> Result<u64> {
+        let source = Self::start(plan);
+        let acknowledged = || source.counts.acknowledged.load(Ordering::Relaxed);
+        crate::wait::until_async("the broker has queued all", PATIENCE, || async {
+            acknowledged() >= plan.backlog
+        })
+        .await?;
+        source.finish()
+    }
+
     /// Ends publishing; how many messages the broker acknowledged: all that were sent.
     pub fn finish(self) -> Result<u64> {
         self.counts.stop.store(true, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use rumqttc::tokio_rustls::TlsConnector;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::options::{Options, Protocol};
+use super::client::Client;
+use super::options::Options;
 use super::wire::{self, Packet};
 
 /// How long TCP, TLS and CONNACK may take together.
@@ -120,90 +120,6 @@ impl Lost {
     }
 }
 
-/// Sends to the broker; cheap to clone, never waits.
-#[derive(Debug, Clone)]
-pub struct Client {
-    protocol: Protocol,
-    outbox: Arc<Outbox>,
-}
-
-/// What is to leave, filled by any task and emptied by the connection's.
-#[derive(Debug, Default)]
-struct Outbox {
-    waiting: Mutex<Waiting>,
-    filled: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    bytes: BytesMut,
-    last_packet_id: u16,
-    /// DISCONNECT is the last packet.
-    closing: bool,
-    /// The connection is over.
-    closed: bool,
-}
-
-impl Outbox {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds to what waits. False when nothing more may be sent, or nothing was added.
-    fn add(&self, packets: impl FnOnce(&mut Waiting) -> bool) -> bool {
-        let added = {
-            let mut waiting = self.waiting();
-            !waiting.closing && !waiting.closed && packets(&mut waiting)
-        };
-        if added {
-            self.filled.notify_one();
-        }
-        added
-    }
-}
-
-impl Waiting {
-    fn next_packet_id(&mut self) -> u16 {
-        self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
-        self.last_packet_id
-    }
-}
-
-impl Client {
-    /// PUBACKs, which leave together. False when the connection is over.
-    pub fn acknowledge(&self, packet_ids: impl Iterator<Item = u16>) -> bool {
-        self.outbox.add(|waiting| {
-            packet_ids.for_each(|packet_id| wire::acknowledge(packet_id, &mut waiting.bytes));
-            true
-        })
-    }
-
-    /// SUBSCRIBE at QoS 1, all filters in one packet.
-    pub fn subscribe(&self, filters: &[String]) -> bool {
-        self.outbox.add(|waiting| {
-            let packet_id = waiting.next_packet_id();
-            wire::subscribe(self.protocol, packet_id, filters, &mut waiting.bytes)
-        })
-    }
-
-    /// PUBLISH at QoS 1.
-    pub fn publish(&self, topic: &str, payload: &str) -> bool {
-        self.outbox.add(|waiting| {
-            let packet_id = waiting.next_packet_id();
-            wire::publish(self.protocol, packet_id, topic, payload, &mut waiting.bytes)
-        })
-    }
-
-    /// DISCONNECT, after all that was sent before. It keeps the session.
-    pub fn disconnect(&self) -> bool {
-        self.outbox.add(|waiting| {
-            wire::disconnect(&mut waiting.bytes);
-            waiting.closing = true;
-            true
-        })
-    }
-}
-
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -225,7 +141,7 @@ pub struct Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.client.outbox.waiting().closed = true;
+        self.client.outbox.close();
     }
 }
 
@@ -234,7 +150,7 @@ impl Connection {
     pub fn new(options: &Options) -> Self {
         let now = Instant::now();
         Self {
-            client: Client { protocol: options.protocol, outbox: Arc::default() },
+            client: Client::new(options.protocol),
             stream: None,
             input: BytesMut::with_capacity(READ),
             output: BytesMut::new(),
@@ -406,3 +322,6 @@ async fn exchange(
 fn failed(error: io::Error) -> Lost {
     Lost::Failed(error.to_string())
 }
+
+#[cfg(test)]
+mod tests;
