@@ -320,8 +320,7 @@ async fn one_message_gives_some_samples_and_some_dead_letters(bed: &mut Bed) -> 
     for _ in 0..2 {
         bed.publish_one(&format!("{DEVICE}/telem"), payload.clone()).await?;
     }
-    let metrics =
-        worker.metric("both are committed", LONG, |m| m.get("ingest_committed_total") == 2.0).await?;
+    worker.metric("both are committed", LONG, |m| m.get("ingest_committed_total") == 2.0).await?;
     let values: Vec<(String,)> = bed
         .rows("SELECT concat_ws(' ', e.point, v_num, v_bool, v_text) FROM penstock.sample JOIN penstock.series e USING (series_id) ORDER BY 1")
         .await?;
@@ -332,5 +331,5 @@ async fn one_message_gives_some_samples_and_some_dead_letters(bed: &mut Bed) -> 
     let expected =
         vec![(1, "invalid_value".to_owned(), whole.clone()), (4, "invalid_field".to_owned(), whole)];
     ensure!(letters == expected, "dead letters {letters:?}");
-    require_identities(&metrics)
+    require_identities(&worker.idle().await?)
 }
