@@ -84,11 +84,26 @@ pub fn run(filter: Option<&str>) -> Result<bool> {
     Ok(failed == 0)
 }
 
+/// A cargo that knows nothing of the one that runs us: build scripts such as ring's run again when
+/// CARGO_MANIFEST_DIR or CARGO_PKG_* change, and all that depends on them is built again.
+fn cargo() -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(crate::stack::project());
+    for (name, _) in std::env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_MANIFEST") || name.starts_with("CARGO_PKG"))
+        {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+}
+
 /// Builds the worker with the features that the e2e crate gave its parts, so that nothing is built twice.
 pub fn build() -> Result<()> {
-    let built = Command::new("cargo")
+    let built = cargo()
         .args(["build", "--quiet", "--release", "-p", "penstock-worker", "-p", "penstock-e2e"])
-        .current_dir(crate::stack::project())
         .status()?;
     if !built.success() {
         bail!("the worker does not build");
@@ -98,9 +113,8 @@ pub fn build() -> Result<()> {
 
 /// Runs the unit tests; how many passed and failed.
 fn unit_tests() -> Result<(u64, u64)> {
-    let output = Command::new("cargo")
+    let output = cargo()
         .args(["test", "--release", "--workspace", "--no-fail-fast"])
-        .current_dir(crate::stack::project())
         .stderr(std::process::Stdio::inherit())
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
