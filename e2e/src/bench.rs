@@ -4,7 +4,6 @@
 mod bounds;
 mod measure;
 mod report;
-mod source;
 
 use std::time::Duration;
 
@@ -12,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 
 use self::measure::{Rate, Run};
 use self::report::{Latency, Mark, Report, Throughput, Window};
-use self::source::{Plan, Source};
 use crate::bed::{Needs, Stack};
+use crate::source::{Plan, Source};
 use crate::stack::mosquitto::Setup;
 
 /// Deliveries that the broker may leave unacknowledged in the throughput runs.

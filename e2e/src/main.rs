@@ -14,8 +14,10 @@ mod publisher;
 mod report;
 mod sampler;
 mod scenarios;
+mod source;
 mod stack;
 mod suite;
+mod validate;
 mod wait;
 mod worker;
 
@@ -60,6 +62,11 @@ enum Command {
         /// Part of a scenario's name.
         filter: Option<String>,
     },
+    /// Validate the worker in twelve steps, each with what is expected and measured, and write a report.
+    Validate {
+        /// One step alone: 1 to 11.
+        step: Option<usize>,
+    },
     /// Measure the worker against what broker and database can do at most.
     Bench {
         /// One part alone: points10, points1, copy, bare, latency or window.
@@ -86,6 +93,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Psql { arguments } => local::psql(&arguments),
         Command::Demo => demo::run(),
         Command::Test { filter } => suite::run(filter.as_deref()),
+        Command::Validate { step } => validate::run(step),
         Command::Bench { part } => runtime()?.block_on(bench::run(part.as_deref())),
     }
 }

@@ -41,6 +41,31 @@ pub struct Proxy {
     fired: Arc<AtomicUsize>,
     /// Bytes passed to the client.
     pub bytes_down: Arc<AtomicU64>,
+    limit: Arc<Limit>,
+}
+
+/// Bytes a second to the server, over all connections.
+#[derive(Debug, Default)]
+struct Limit {
+    bytes_a_second: AtomicU64,
+    /// When the next bytes may pass.
+    next: tokio::sync::Mutex<Option<tokio::time::Instant>>,
+}
+
+impl Limit {
+    /// Waits until so many bytes may pass.
+    async fn pass(&self, bytes: usize) {
+        let rate = self.bytes_a_second.load(Ordering::Relaxed);
+        if rate == 0 {
+            return;
+        }
+        let mut next = self.next.lock().await;
+        let now = tokio::time::Instant::now();
+        let due = next.map_or(now, |due| due.max(now));
+        *next = Some(due + Duration::from_secs_f64(bytes as f64 / rate as f64));
+        drop(next);
+        tokio::time::sleep_until(due).await;
+    }
 }
 
 impl Proxy {
@@ -56,8 +81,10 @@ impl Proxy {
             trigger: trigger.clone(),
             fired: Arc::default(),
             bytes_down: Arc::default(),
+            limit: Arc::default(),
         };
         let (fired, bytes_down) = (Arc::clone(&proxy.fired), Arc::clone(&proxy.bytes_down));
+        let limit = Arc::clone(&proxy.limit);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 if *modes.borrow() == Mode::Cut {
@@ -69,6 +96,7 @@ impl Proxy {
                     trigger: trigger.clone(),
                     fired: Arc::clone(&fired),
                     bytes_down: Arc::clone(&bytes_down),
+                    limit: Arc::clone(&limit),
                 };
                 tokio::spawn(link.serve(client, target.clone()));
             }
@@ -79,6 +107,11 @@ impl Proxy {
     /// Does so from now on.
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
+    }
+
+    /// Lets so many bytes a second pass to the server, over all connections; 0 for as many as come.
+    pub fn throttle(&self, bytes_a_second: u64) {
+        self.limit.bytes_a_second.store(bytes_a_second, Ordering::Relaxed);
     }
 
     /// Does so when the trigger is seen, once.
@@ -98,6 +131,7 @@ struct Link {
     trigger: watch::Sender<Option<(Trigger, Mode)>>,
     fired: Arc<AtomicUsize>,
     bytes_down: Arc<AtomicU64>,
+    limit: Arc<Limit>,
 }
 
 impl Link {
@@ -134,6 +168,7 @@ impl Link {
                 read = from_client.read(&mut up) => match read {
                     Ok(1..) => {
                         let data = &up[..read.unwrap_or_default()];
+                        self.limit.pass(data.len()).await;
                         let hit = self.pull(data);
                         let pass = !matches!(hit, Some((Trigger::BeforeCommit, _)));
                         if pass && to_server.write_all(data).await.is_err() {

@@ -1,5 +1,6 @@
 //! A report: one HTML file that needs nothing else.
 
+mod bars;
 pub mod numbers;
 mod plot;
 
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+pub use bars::Bars;
 pub use plot::{Mark, Plot, Series};
 
 const STYLE: &str = include_str!("report/style.css");
@@ -66,21 +68,38 @@ impl Page {
         self.add(&(table + "</table></div>"))
     }
 
+    /// Text that is shown when its title is clicked.
+    pub fn fold(&mut self, title: &str, text: &str) -> &mut Self {
+        self.add(&format!(
+            "<details><summary>{}</summary><pre>{}</pre></details>",
+            escape(title),
+            escape(text)
+        ))
+    }
+
     /// A plot with its title and legend.
     pub fn plot(&mut self, plot: &Plot) -> Result<&mut Self> {
-        let unit = if plot.unit == "s" { String::new() } else { format!(", {}", plot.unit) };
+        let unit = if plot.unit == "s" { "" } else { &plot.unit };
+        let names: Vec<&str> = plot.series.iter().map(|series| series.name.as_str()).collect();
+        Ok(self.figure(&plot.title, unit, &names, &plot.svg()?))
+    }
+
+    /// A distribution with its title and legend.
+    pub fn bars(&mut self, bars: &Bars) -> Result<&mut Self> {
+        let names: Vec<&str> = bars.series.iter().map(|(name, _)| name.as_str()).collect();
+        Ok(self.figure(&bars.title, &bars.unit, &names, &bars.svg()?))
+    }
+
+    fn figure(&mut self, title: &str, unit: &str, names: &[&str], svg: &str) -> &mut Self {
+        let comma = if unit.is_empty() { "" } else { ", " };
         let mut figure =
-            format!("<figure><figcaption><div><b>{}</b>{}</div>", escape(&plot.title), escape(&unit));
-        for (number, series) in plot.series.iter().enumerate() {
-            let _ = write!(
-                figure,
-                " <span><i style=\"background:{}\"></i>{}</span>",
-                Plot::color(number),
-                escape(&series.name)
-            );
+            format!("<figure><figcaption><div><b>{}</b>{comma}{}</div>", escape(title), escape(unit));
+        for (number, name) in names.iter().enumerate() {
+            let color = Plot::color(number);
+            let _ = write!(figure, " <span><i style=\"background:{color}\"></i>{}</span>", escape(name));
         }
-        let _ = write!(figure, "</figcaption>\n<div class=\"wide\">{}</div></figure>", plot.svg()?);
-        Ok(self.add(&figure))
+        let _ = write!(figure, "</figcaption>\n<div class=\"wide\">{svg}</div></figure>");
+        self.add(&figure)
     }
 
     /// Writes it to `target/report` under this name. Returns its path.

@@ -2,12 +2,12 @@
 
 mod broker;
 mod crash;
-mod data;
+pub mod data;
 mod database;
 mod handover;
-mod load;
+pub mod load;
 mod poison;
-mod store;
+pub mod store;
 
 use crate::suite::Scenario;
 

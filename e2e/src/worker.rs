@@ -83,6 +83,21 @@ impl Metrics {
         low
     }
 
+    /// The buckets of a histogram: their bounds, and the share of what was observed that fell into each.
+    pub fn buckets(&self, name: &str) -> Vec<(f64, f64)> {
+        let prefix = format!("{name}_bucket/");
+        let bound = |key: &str| key.strip_prefix(&prefix)?.parse::<f64>().ok();
+        let mut buckets: Vec<(f64, f64)> =
+            self.0.iter().filter_map(|(key, count)| Some((bound(key)?, *count))).collect();
+        buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let all = buckets.last().map_or(0.0, |(_, count)| *count).max(1.0);
+        let mut below = 0.0;
+        for (_, count) in &mut buckets {
+            (*count, below) = ((*count - below) / all, *count);
+        }
+        buckets
+    }
+
     /// What changed since.
     pub fn since(&self, earlier: &Self) -> Self {
         Self(self.0.iter().map(|(key, value)| (key.clone(), value - earlier.get(key))).collect())
@@ -262,8 +277,18 @@ impl Worker {
 
     /// Largest resident memory so far, in bytes.
     pub fn peak_memory(&self) -> Result<u64> {
+        self.memory_of("VmHWM:")
+    }
+
+    /// Resident memory now, in bytes.
+    pub fn memory(&self) -> Result<u64> {
+        self.memory_of("VmRSS:")
+    }
+
+    fn memory_of(&self, field: &str) -> Result<u64> {
         let status = self.proc("status")?;
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM")?;
+        let line =
+            status.lines().find(|line| line.starts_with(field)).context("a line of /proc/PID/status")?;
         let kib: u64 = line.split_whitespace().nth(1).context("a number")?.parse()?;
         Ok(kib * 1024)
     }

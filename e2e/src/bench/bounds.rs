@@ -15,9 +15,9 @@ use rumqttc::v5::mqttbytes::v5::{self as p5, Packet};
 use sqlx::{Connection, Executor, PgConnection};
 
 use super::measure::{Cost, Rate, WARM_UP};
-use super::source::{Counts, Plan, Source, connect};
 use crate::bed::{Needs, Stack};
 use crate::fleet::now;
+use crate::source::{Counts, Plan, Source, connect};
 use crate::stack::mosquitto::Setup;
 
 /// Rows of a batch of the bare COPY.

@@ -9,8 +9,8 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use super::bounds::round_trip;
-use super::source::{Counts, Plan, Source};
 use crate::bed::{Bed, require_identities};
+use crate::source::{Counts, Plan, Source};
 use crate::worker::{Metrics, Worker, cpu_seconds, cpu_seconds_of_tree};
 
 /// Publishing before anything is measured.

@@ -24,7 +24,7 @@ pub const GRID: RGBColor = RGBColor(0xdd, 0xe1, 0xe6);
 pub const INK: RGBColor = RGBColor(0x33, 0x3b, 0x45);
 const FAULT: RGBColor = RGBColor(0xd9, 0x4a, 0x4a);
 /// Colours that can be told apart on light and dark.
-const PALETTE: [RGBColor; 5] = [
+pub const PALETTE: [RGBColor; 5] = [
     RGBColor(0x2f, 0x7e, 0xd8),
     RGBColor(0xe8, 0x8a, 0x1a),
     RGBColor(0x2a, 0x9d, 0x6f),

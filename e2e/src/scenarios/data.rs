@@ -34,7 +34,7 @@ fn telemetry(ts: &str, value: &str) -> Outgoing {
     message(&format!("{DEVICE}/telem"), payload)
 }
 
-async fn samples_out_of_order_and_twice_are_stored_once_and_the_first_value_wins(
+pub async fn samples_out_of_order_and_twice_are_stored_once_and_the_first_value_wins(
     bed: &mut Bed,
 ) -> Result<()> {
     let worker = bed.worker().await?;
@@ -76,7 +76,7 @@ async fn samples_out_of_order_and_twice_are_stored_once_and_the_first_value_wins
     require_identities(&metrics)
 }
 
-async fn three_times_the_same_answer_is_one_row_and_an_older_one_changes_nothing(
+pub async fn three_times_the_same_answer_is_one_row_and_an_older_one_changes_nothing(
     bed: &mut Bed,
 ) -> Result<()> {
     let worker = bed.worker().await?;
@@ -184,7 +184,9 @@ fn bad_messages() -> Vec<(Outgoing, &'static str)> {
     ]
 }
 
-async fn each_bad_message_has_its_reason_and_twice_delivered_is_one_dead_letter(bed: &mut Bed) -> Result<()> {
+pub async fn each_bad_message_has_its_reason_and_twice_delivered_is_one_dead_letter(
+    bed: &mut Bed,
+) -> Result<()> {
     let worker = bed
         .worker_with(|text| {
             text.replace(

@@ -213,6 +213,11 @@ async fn a_worker_waits_for_a_schema_and_says_so(bed: &mut Bed) -> Result<()> {
 const MAY_BE_0: [&str; 3] = ["ingest_abandoned_total", "ingest_in_flight", "ingest_queue_size"];
 
 async fn every_metric_is_populated(bed: &mut Bed) -> Result<()> {
+    populate_every_metric(bed).await.map(drop)
+}
+
+/// Has all that can be counted happen. Returns each family with what it counted.
+pub async fn populate_every_metric(bed: &mut Bed) -> Result<Vec<(String, f64)>> {
     let proxy = Proxy::start(bed.address.clone()).await?;
     let through = format!("127.0.0.1:{}", proxy.port);
     let direct = bed.address.clone();
@@ -295,15 +300,18 @@ async fn every_metric_is_populated(bed: &mut Bed) -> Result<()> {
         "ingest_queue_fill_ratio",
         "ingest_mqtt_unacked",
     ];
+    let mut families = Vec::new();
     for family in worker.families().await? {
         let value = metrics.get(&family) + metrics.sum(&family) + metrics.get(&format!("{family}_count"));
         let known = MAY_BE_0.contains(&family.as_str())
             || sessions_lost.contains(&family.as_str())
             || now_zero.contains(&family.as_str());
         if value == 0.0 && !known {
-            missing.push(family);
+            missing.push(family.clone());
         }
+        families.push((family, value));
     }
     ensure!(missing.is_empty(), "never counted: {missing:?}");
-    require_identities(&metrics).context("after all of it")
+    require_identities(&metrics).context("after all of it")?;
+    Ok(families)
 }

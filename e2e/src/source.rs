@@ -46,7 +46,8 @@ pub struct Plan {
 /// Counts over all publishers.
 #[derive(Debug, Default)]
 pub struct Counts {
-    sent: AtomicU64,
+    /// Messages sent.
+    pub sent: AtomicU64,
     /// Messages acknowledged by the broker.
     pub acknowledged: AtomicU64,
     /// Messages taken by the consumer; whoever measures it tells.
