@@ -41,6 +41,8 @@ pub struct Plan {
     /// Messages published and not yet taken by the consumer, at most: the broker's queue always has
     /// something, and does not grow without end.
     pub backlog: u64,
+    /// Of ten messages, so many are sent again: what a device sent before, with the same time.
+    pub repeats: u64,
 }
 
 /// Counts over all publishers.
@@ -50,6 +52,8 @@ pub struct Counts {
     pub sent: AtomicU64,
     /// Messages acknowledged by the broker.
     pub acknowledged: AtomicU64,
+    /// Of the messages sent, those that were sent before.
+    pub repeated: AtomicU64,
     /// Messages taken by the consumer; whoever measures it tells.
     pub taken: AtomicU64,
     stop: AtomicBool,
@@ -144,9 +148,12 @@ impl Template {
         Ok(Self { packet_id: find(&topic)? + topic.len(), time: find(&time)?, packet: packet.to_vec() })
     }
 
-    fn write(&mut self, packet_id: u16, time: &[u8; TIME_LENGTH], output: &mut Vec<u8>) {
+    /// With a new time, or that of the last time.
+    fn write(&mut self, packet_id: u16, time: Option<&[u8; TIME_LENGTH]>, output: &mut Vec<u8>) {
         self.packet[self.packet_id..self.packet_id + 2].copy_from_slice(&packet_id.to_be_bytes());
-        self.packet[self.time..self.time + TIME_LENGTH].copy_from_slice(time);
+        if let Some(time) = time {
+            self.packet[self.time..self.time + TIME_LENGTH].copy_from_slice(time);
+        }
         output.extend_from_slice(&self.packet);
     }
 }
@@ -198,10 +205,16 @@ fn publish(plan: &Plan, number: u32, counts: &Counts) -> Result<()> {
         let burst = if stopped { 0 } else { room.min(due).min(BURST) };
         output.clear();
         for _ in 0..burst {
-            last_ts = now().max(last_ts + 1);
             let which = sent as usize % templates.len();
             let packet_id = (sent % u64::from(u16::MAX)) as u16 + 1;
-            templates[which].write(packet_id, clock.text(last_ts)?, &mut output);
+            let first_round = sent < templates.len() as u64;
+            if !first_round && (sent / 7) % 10 < plan.repeats {
+                counts.repeated.fetch_add(1, Ordering::Relaxed);
+                templates[which].write(packet_id, None, &mut output);
+            } else {
+                last_ts = now().max(last_ts + 1);
+                templates[which].write(packet_id, Some(clock.text(last_ts)?), &mut output);
+            }
             sent += 1;
         }
         counts.sent.fetch_add(burst, Ordering::Relaxed);
@@ -261,7 +274,7 @@ mod tests {
         let mut template = Template::new(7, 2).unwrap();
         let mut clock = Clock { second: i64::MIN, text: [0; TIME_LENGTH] };
         let mut output = Vec::new();
-        template.write(258, clock.text(1_000_000_000_000_042).unwrap(), &mut output);
+        template.write(258, Some(clock.text(1_000_000_000_000_042).unwrap()), &mut output);
         let packet = rumqttc::mqttbytes::v4::Packet::read(&mut BytesMut::from(&output[..]), 10_000).unwrap();
         let rumqttc::mqttbytes::v4::Packet::Publish(publish) = packet else { panic!("no PUBLISH") };
         assert_eq!((publish.pkid, publish.topic.as_str()), (258, "traksense/t1/s1/dev-00007/telem"));

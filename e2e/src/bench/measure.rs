@@ -18,6 +18,8 @@ pub const WARM_UP: Duration = Duration::from_millis(1500);
 /// How often the consumer is asked how far it is.
 const POLL: Duration = Duration::from_millis(50);
 
+const ROWS: &str = "SELECT count(*) FROM penstock.sample";
+
 /// Seconds of processor time.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Cost {
@@ -68,6 +70,12 @@ impl Rate {
         self.points / self.seconds
     }
 
+    /// How much of the machine all parts together used: 1 is all of its processors.
+    pub fn share_of_machine(&self, processors: usize) -> f64 {
+        let Cost { worker, broker, database, publishers } = self.cost;
+        (worker + broker + database + publishers) / (self.seconds * processors as f64)
+    }
+
     /// Processor seconds for a million points.
     pub fn cost_of_a_million(&self) -> Cost {
         let share = |seconds: f64| seconds * 1e6 / self.points;
@@ -101,6 +109,7 @@ pub async fn run(
     length: Duration,
 ) -> Result<Run> {
     let broker = bed.broker()?.id();
+    let preloaded: i64 = bed.sql(ROWS).await?;
     let source = Source::start(&Plan { address: bed.address.clone(), ..plan.clone() });
     let before = follow(worker, &source.counts, WARM_UP).await?;
     let cost = || Cost {
@@ -112,11 +121,15 @@ pub async fn run(
     let (start, cost_before) = (Instant::now(), cost());
     let after = follow(worker, &source.counts, length).await?;
     let (seconds, cost) = (start.elapsed().as_secs_f64(), cost() - cost_before);
-    let acknowledged = source.finish()?;
+    let repeated = Arc::clone(&source.counts);
+    let new = source.finish()? - repeated.repeated.load(Ordering::Relaxed);
     require_identities(&worker.idle().await?)?;
-    let stored: i64 = bed.sql("SELECT count(*) FROM penstock.sample").await?;
-    let expected = acknowledged * u64::from(plan.points);
-    ensure!(stored as u64 == expected, "{stored} rows are stored, {expected} points were acknowledged");
+    let stored = bed.sql::<i64>(ROWS).await? - preloaded;
+    let expected = new * u64::from(plan.points);
+    ensure!(
+        stored as u64 == expected,
+        "{stored} rows are stored, {expected} different points were acknowledged"
+    );
 
     let metrics = after.since(&before);
     let rate = Rate {
@@ -174,7 +187,7 @@ pub async fn drain(bed: &Bed, worker: &Worker, queued: u64) -> Result<Drained> {
     stop.store(true, Ordering::Relaxed);
     let round_trip = pings.join().map_err(|_| anyhow::anyhow!("the pings panicked"))??;
     require_identities(&worker.idle().await?)?;
-    let stored: i64 = bed.sql("SELECT count(*) FROM penstock.sample").await?;
+    let stored: i64 = bed.sql(ROWS).await?;
     ensure!(stored as u64 == queued, "{stored} rows are stored, {queued} points were acknowledged");
     let metrics = after.since(&before);
     Ok(Drained { messages: metrics.get("ingest_committed_total"), seconds, round_trip, metrics })

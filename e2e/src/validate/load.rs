@@ -29,6 +29,7 @@ fn plan(bed: &Bed, rate: Option<f64>, messages: u64) -> Plan {
         publishers: 2,
         rate,
         backlog: messages,
+        repeats: 0,
     }
 }
 

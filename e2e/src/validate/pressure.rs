@@ -16,7 +16,7 @@ use crate::source::{Plan, Source};
 use crate::worker::{Metrics, Worker};
 
 /// Messages a second that are offered, and how long.
-const OFFERED: f64 = 56_000.0;
+const OFFERED: f64 = 60_000.0;
 const LENGTH: Duration = Duration::from_secs(30);
 /// Bytes a second that pass to the database meanwhile: some thousand rows.
 const THROTTLED: u64 = 500_000;
@@ -45,9 +45,10 @@ pub async fn backpressure(bed: &mut Bed, finding: &mut Finding) -> Result<()> {
         address: bed.address.clone(),
         devices: 1000,
         points: 1,
-        publishers: 2,
+        publishers: 4,
         rate: Some(OFFERED),
         backlog: u64::MAX,
+        repeats: 0,
     };
     proxy.throttle(THROTTLED);
     let (began, source) = (Instant::now(), Source::start(&plan));
