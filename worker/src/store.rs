@@ -8,6 +8,7 @@ pub mod lease;
 pub mod lease_rules;
 pub mod rows;
 pub mod schema;
+mod sift;
 pub mod sqlstate;
 pub mod staging;
 pub mod transaction;

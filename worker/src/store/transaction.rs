@@ -9,31 +9,42 @@ use sqlx::{Executor, PgConnection, Row};
 use super::rows::{AckRow, DeadRow, EventRow, MetadataRow};
 use super::sqlstate::AttemptError;
 use super::writer::{Session, Written};
-use super::{copy, staging};
+use super::{copy, sift, staging};
 use crate::batch::{Batch, Outcome};
 use crate::decode::Micros;
 
 /// COPY data goes to the server in pieces of this size.
 const PIECE: usize = 256 * 1024;
 
+/// How samples are stored: each way costs more than the one before, and takes more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Path {
+    /// By COPY: none may be there already.
+    Direct,
+    /// By COPY without those that are there already, by any but a writer at work now.
+    Sifted,
+    /// Through a temporary table: whatever is there, and whatever the database refuses.
+    Staged,
+}
+
 /// Runs the batch's transaction through to its commit.
 pub async fn run(
     session: &mut Session,
     batch: &Batch,
     pipeline: &str,
-    staging: bool,
+    path: Path,
 ) -> Result<Written, AttemptError> {
     session.connection.execute("BEGIN").await?;
     let mut written = Written::default();
     if !batch.samples.is_empty() {
-        if staging {
-            staging::store(session, batch, &mut written).await?;
-        } else {
-            copy::sample_stream(&batch.samples, &batch.arena, &mut session.buffer);
-            let statement =
-                format!("COPY penstock.sample ({}) FROM STDIN (FORMAT binary)", copy::SAMPLE_COLUMNS);
-            copy_in(&mut session.connection, &statement, &session.buffer).await?;
-            written.samples_stored = batch.samples.len() as u64;
+        match path {
+            Path::Direct => {
+                copy::sample_stream(&batch.samples, &batch.arena, &mut session.buffer);
+                copy_samples(session).await?;
+                written.samples_stored = batch.samples.len() as u64;
+            }
+            Path::Sifted => sift::store(session, batch, &mut written).await?,
+            Path::Staged => staging::store(session, batch, &mut written).await?,
         }
         written.outcome.stored = written.samples_stored;
     }
@@ -77,6 +88,12 @@ const CLOCK_AND_COMMIT: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 
 /// The database's clock.
 pub async fn clock<'c>(executor: impl sqlx::PgExecutor<'c>) -> Result<Micros, sqlx::Error> {
     sqlx::query_scalar(CLOCK).fetch_one(executor).await
+}
+
+/// COPY of the samples in the session's buffer.
+pub(super) async fn copy_samples(session: &mut Session) -> Result<(), sqlx::Error> {
+    let statement = format!("COPY penstock.sample ({}) FROM STDIN (FORMAT binary)", copy::SAMPLE_COLUMNS);
+    copy_in(&mut session.connection, &statement, &session.buffer).await
 }
 
 pub(super) async fn copy_in(

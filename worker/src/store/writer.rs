@@ -8,7 +8,7 @@ use sqlx::{Connection, PgConnection};
 
 use super::breaker::Breaker;
 use super::sqlstate::{AttemptError, Class};
-use super::transaction;
+use super::transaction::{self, Path};
 use crate::batch::{Batch, Outcome};
 use crate::decode::{Micros, Reason};
 use crate::metrics::Metrics;
@@ -28,9 +28,8 @@ pub struct Writer {
     breaker: Arc<Breaker>,
     metrics: Metrics,
     session: Option<Session>,
-    /// Batches go through staging while the last one held rows that were there already, or that the
-    /// database refuses.
-    staging: bool,
+    /// How the next batch is stored, by what the last one was like.
+    path: Path,
     deadline: Duration,
 }
 
@@ -75,6 +74,19 @@ pub struct Written {
     pub at: Micros,
 }
 
+impl Written {
+    /// What comes next is likely to be of the same kind.
+    fn next_path(&self) -> Path {
+        if self.refused.iter().any(|row| row.reason == Reason::Database) {
+            Path::Staged
+        } else if self.outcome.deduplicated > 0 || !self.refused.is_empty() {
+            Path::Sifted
+        } else {
+            Path::Direct
+        }
+    }
+}
+
 impl Writer {
     /// A writer that connects when it has a batch.
     pub fn new(
@@ -83,7 +95,15 @@ impl Writer {
         breaker: Arc<Breaker>,
         metrics: Metrics,
     ) -> Self {
-        Self { options, pipeline, breaker, metrics, session: None, staging: false, deadline: FIRST_DEADLINE }
+        Self {
+            options,
+            pipeline,
+            breaker,
+            metrics,
+            session: None,
+            path: Path::Direct,
+            deadline: FIRST_DEADLINE,
+        }
     }
 
     /// Commits the batch, whole or in parts, however long it takes. `done` gets each committed part.
@@ -94,15 +114,15 @@ impl Writer {
         while let Some(mut part) = parts.pop() {
             self.breaker.permit().await;
             let started = std::time::Instant::now();
-            let staging = self.staging || part.is_redelivered();
-            match self.attempt(&part, staging).await {
+            let path = if part.is_redelivered() { self.path.max(Path::Sifted) } else { self.path };
+            match self.attempt(&part, path).await {
                 Ok(written) => {
                     self.breaker.succeeded();
                     self.deadline = FIRST_DEADLINE;
                     self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
-                    if staging && !part.samples.is_empty() {
+                    if path > Path::Direct && !part.samples.is_empty() {
                         self.metrics.staged_batches.inc();
-                        self.staging = written.outcome.deduplicated > 0 || !written.refused.is_empty();
+                        self.path = written.next_path();
                     }
                     part.dead.extend(written.refused);
                     done(Committed {
@@ -113,24 +133,25 @@ impl Writer {
                         at: written.at,
                     });
                 }
-                Err(error) => self.settle(&error, staging, part, &mut parts),
+                Err(error) => self.settle(&error, path, part, &mut parts),
             }
         }
     }
 
     /// Decides what to try next after a failed attempt.
-    fn settle(&mut self, error: &AttemptError, staging: bool, mut part: Batch, parts: &mut Vec<Batch>) {
+    fn settle(&mut self, error: &AttemptError, path: Path, mut part: Batch, parts: &mut Vec<Batch>) {
         let class = match error.class() {
             // Another writer's row came between; the next look sees it.
-            Class::Duplicate if staging => Class::Retry,
+            Class::Duplicate if path == Path::Staged => Class::Retry,
             class => class,
         };
         self.metrics.db_errors.with_label_values(&[class.as_str()]).inc();
         match class {
             Class::Retry | Class::Stop => return self.wait(class, error, part, parts),
+            Class::Duplicate if path == Path::Direct => self.path = Path::Sifted,
             // Staging stores what it can of the samples.
-            Class::Duplicate => self.staging = true,
-            Class::Poison if !staging && !part.samples.is_empty() => self.staging = true,
+            Class::Duplicate => self.path = Path::Staged,
+            Class::Poison if path < Path::Staged && !part.samples.is_empty() => self.path = Path::Staged,
             Class::Poison if part.deliveries.len() > 1 => {
                 let (first, second) = part.split();
                 parts.push(second);
@@ -160,7 +181,7 @@ impl Writer {
     }
 
     /// One attempt. The connection survives only a success.
-    async fn attempt(&mut self, batch: &Batch, staging: bool) -> Result<Written, AttemptError> {
+    async fn attempt(&mut self, batch: &Batch, path: Path) -> Result<Written, AttemptError> {
         let mut session = self.session.take();
         let (options, pipeline) = (&self.options, &self.pipeline);
         let attempt = async move {
@@ -172,7 +193,7 @@ impl Writer {
                     buffer: Vec::new(),
                 },
             };
-            let written = transaction::run(&mut session, batch, pipeline, staging).await?;
+            let written = transaction::run(&mut session, batch, pipeline, path).await?;
             Ok((session, written))
         };
         let (session, written) = tokio::time::timeout(self.deadline, attempt)
