@@ -38,7 +38,7 @@ pub fn not_yet(manifest: &Manifest) -> Vec<String> {
 
 /// What the broker grants, for a person and for scripts.
 pub async fn broker(settings: &Settings) -> Result<Value, Lost> {
-    let options = settings.broker.visit("-check");
+    let options = settings.access.broker.visit("-check");
     let mut broker = Broker::new(&options);
     let deadline = std::time::Duration::from_secs(10);
     let questions = async {
@@ -70,7 +70,7 @@ pub async fn broker(settings: &Settings) -> Result<Value, Lost> {
         "protocol": protocol(&options),
         "window": window(&options),
         "sessionExpiry": match options.protocol {
-            Protocol::V5 => json!(granted.session_expiry.unwrap_or(settings.broker.session_expiry).as_secs()),
+            Protocol::V5 => json!(granted.session_expiry.unwrap_or(settings.access.broker.session_expiry).as_secs()),
             Protocol::V311 => json!("as long as the broker likes"),
         },
         "largestPacketFromBroker": options.max_packet,
@@ -114,7 +114,7 @@ fn window(options: &Options) -> Value {
 
 /// What the database is, as a worker sees it.
 pub async fn database(settings: &Settings) -> Result<(schema::Report, Option<SchemaError>), SchemaError> {
-    let mut connection = PgConnection::connect_with(&settings.database).await?;
+    let mut connection = PgConnection::connect_with(&settings.access.database).await?;
     let report = schema::inspect(&mut connection).await?;
     let fault = schema::require(&mut connection).await.err();
     connection.close().await.ok();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use penstock_worker::http::router;
-use penstock_worker::settings::{Settings, Sources, Work};
+use penstock_worker::settings::{Access, Reload, Settings, Sources, Work};
 use penstock_worker::shard::{Shard, Stop, WRITERS};
 use penstock_worker::store::lease::Me;
 use penstock_worker::store::schema;
@@ -164,7 +164,9 @@ async fn run(
 ) -> Result<(), Fault> {
     let settings = sources.settings()?;
     let (work, work_seen) = watch::channel(settings.work.clone());
-    let shard = Shard::new(settings, me, writers.clone())?;
+    let (access, access_seen) = watch::channel(settings.access.clone());
+    let credentials = Reload::new(sources.clone(), sources.manifest()?);
+    let shard = Shard::new(settings, access_seen, me, writers.clone())?;
     let listener =
         tokio::net::TcpListener::bind(http).await.map_err(|error| format!("--http {http}: {error}"))?;
     tracing::info!(address = %listener.local_addr()?, "serving /livez, /readyz, /metrics and /status");
@@ -181,17 +183,23 @@ async fn run(
         // Kept open: a closed channel would read as a signal.
         std::future::pending::<()>().await;
     });
-    tokio::spawn(reload(sources, work));
+    tokio::spawn(reload(sources, work, credentials, access));
     shard.run(work_seen, Stop { signal: stop, handover }).await;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Takes over a changed plan or changed subscriptions; a wrong file changes nothing.
-async fn reload(sources: Sources, work: watch::Sender<Work>) {
+/// Takes over a changed plan, changed subscriptions and changed credentials; a wrong file changes nothing.
+async fn reload(
+    sources: Sources,
+    work: watch::Sender<Work>,
+    mut credentials: Reload,
+    access: watch::Sender<Access>,
+) {
     let mut told = None;
     loop {
         tokio::time::sleep(RELOAD_EVERY).await;
+        credentials.look(&access);
         match sources.work() {
             Ok(next) => {
                 told = None;
@@ -216,8 +224,8 @@ async fn reload(sources: Sources, work: watch::Sender<Work>) {
 
 async fn migrate(sources: &Sources) -> Result<(), Fault> {
     let store = sources.store()?;
-    let owner = sources.database(&store.spec.migration.url)?;
-    let worker = sources.database(&store.spec.database.url)?;
+    let owner = sources.database(&store.spec.migration)?;
+    let worker = sources.database(&store.spec.database)?;
     let report = schema::migrate(&owner, Some(worker.get_username())).await?;
     println!("{}", serde_json::to_string_pretty(&report)?);
     Ok(())
@@ -249,7 +257,9 @@ async fn ask_broker(settings: &Settings) -> Result<(), Fault> {
 async fn retire(sources: &Sources, me: Me, idle: Option<Duration>, writers: &Handle) -> Result<(), Fault> {
     // An instance of its own, so that it is never mistaken for the worker of the same machine.
     let me = Me { instance: format!("retire-{}", me.incarnation), ..me };
-    let shard = Shard::new(sources.settings()?, me, writers.clone())?;
+    let settings = sources.settings()?;
+    let (_access, seen) = watch::channel(settings.access.clone());
+    let shard = Shard::new(settings, seen, me, writers.clone())?;
     let proof = shard.retire(idle).await?;
     println!("retired: the session is drained ({proof:?}) and ended");
     Ok(())

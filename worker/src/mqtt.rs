@@ -5,5 +5,6 @@ mod client;
 pub mod connection;
 pub mod options;
 pub mod session;
+mod tls;
 pub mod visit;
 mod wire;

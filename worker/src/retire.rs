@@ -65,7 +65,7 @@ impl Shard {
         // The session may have them although the row was lost.
         row.filters.extend(self.settings.work.filters().iter().cloned());
         let tenure = self.tenure(row);
-        let topic = format!("penstock/retire/{}", self.settings.broker.client_id);
+        let topic = format!("penstock/retire/{}", self.broker().client_id);
         let (orders, mut orders_seen) = watch::channel(Order::Consume([topic.clone()].into()));
         let session = self.session(Some(Marker { topic: topic.clone(), seen: watch::Sender::new(None) }));
         let drain = async {
@@ -87,13 +87,13 @@ impl Shard {
             () = tenure.keep() => return Err(RetireError::Superseded),
             () = self.beat() => return Err(RetireError::Superseded),
         };
-        visit::end_session(&self.settings.broker).await?;
+        visit::end_session(&self.broker()).await?;
         lease::forget(&self.pool, &self.key, &self.me).await?;
         Ok(proof)
     }
 
     async fn publish_marker(&self, marker: &Marker, nonce: &str) {
-        let options = self.settings.broker.visit("-marker");
+        let options = self.broker().visit("-marker");
         if let Err(lost) = visit::publish(&options, &marker.topic, nonce).await {
             tracing::warn!(reason = lost.reason(), error = %lost, "the marker could not be published");
         }

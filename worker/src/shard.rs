@@ -17,9 +17,10 @@ use crate::ingest::Ingest;
 use crate::metrics::Metrics;
 use crate::mqtt::acks::Acks;
 use crate::mqtt::connection::Lost;
+use crate::mqtt::options::Options;
 use crate::mqtt::session::{End, Link, Marker, Order, Session, Shared};
 use crate::mqtt::visit;
-use crate::settings::{Settings, Work};
+use crate::settings::{Access, Settings, Work};
 use crate::store::breaker::Breaker;
 use crate::store::dictionary::Dictionary;
 use crate::store::lease::{self, Acquired, LeaseKey, Me};
@@ -49,6 +50,10 @@ pub struct Shard {
     pub(crate) shared: Arc<Shared>,
     breaker: Arc<Breaker>,
     pub(crate) pool: PgPool,
+    /// A connection kept for readiness alone.
+    reserve: PgPool,
+    /// How to reach broker and database now.
+    pub(crate) access: watch::Receiver<Access>,
     lease: Arc<LeaseView>,
     pulse: Arc<Pulse>,
     pub(crate) key: LeaseKey,
@@ -75,8 +80,14 @@ impl Stop {
 
 impl Shard {
     /// Puts the parts together; nothing is connected yet.
-    pub fn new(settings: Settings, me: Me, writers: Handle) -> Result<Self, AssemblyError> {
+    pub fn new(
+        settings: Settings,
+        access: watch::Receiver<Access>,
+        me: Me,
+        writers: Handle,
+    ) -> Result<Self, AssemblyError> {
         let metrics = Metrics::new()?;
+        let database = access.borrow().database.clone();
         let shared = Arc::new(Shared {
             inbox: Inbox::default(),
             acks: Acks::default(),
@@ -89,7 +100,9 @@ impl Shard {
         let lease = Arc::new(LeaseView::default());
         lease.waiting("starting".to_owned());
         Ok(Self {
-            pool: connection::pool(settings.database.clone()),
+            pool: connection::pool(database.clone()),
+            reserve: connection::reserve(database),
+            access,
             breaker: Arc::new(Breaker::new(metrics.breaker.clone())),
             key: settings.lease_key(),
             pulse: Arc::new(Pulse::default()),
@@ -107,7 +120,7 @@ impl Shard {
             shard: self.key.0.clone(),
             shared: Arc::clone(&self.shared),
             breaker: Arc::clone(&self.breaker),
-            reserve: connection::reserve(self.settings.database.clone()),
+            reserve: self.reserve.clone(),
             lease: Arc::clone(&self.lease),
             pulse: Arc::clone(&self.pulse),
             limits: self.settings.readiness,
@@ -116,6 +129,25 @@ impl Shard {
 
     /// Runs the shard until it is told to stop. `work` changes when the plan does.
     pub async fn run(&self, work: watch::Receiver<Work>, stop: Stop) {
+        tokio::select! {
+            () = self.consume(work, stop) => {}
+            () = self.renew_pools() => {}
+        }
+    }
+
+    /// The pools' next connections use what was read last, for ever.
+    async fn renew_pools(&self) {
+        let mut access = self.access.clone();
+        while access.changed().await.is_ok() {
+            let database = access.borrow_and_update().database.clone();
+            self.pool.set_connect_options(database.clone());
+            self.reserve.set_connect_options(database);
+            self.breaker.hurry();
+        }
+        std::future::pending().await
+    }
+
+    async fn consume(&self, work: watch::Receiver<Work>, stop: Stop) {
         let mut writers = JoinSet::new();
         tokio::select! {
             () = stop.requested() => return,
@@ -172,7 +204,7 @@ impl Shard {
         });
         for _ in 0..WRITERS {
             let writer = Writer::new(
-                self.settings.database.clone(),
+                self.access.clone(),
                 Arc::clone(&self.settings.pipeline),
                 Arc::clone(&self.breaker),
                 self.shared.metrics.clone(),
@@ -244,13 +276,18 @@ impl Shard {
         }
     }
 
+    /// How to reach the broker now.
+    pub(crate) fn broker(&self) -> Options {
+        self.access.borrow().broker.clone()
+    }
+
     pub(crate) fn tenure(&self, row: lease::LeaseRow) -> Tenure {
         Tenure::new(self.pool.clone(), self.key.clone(), self.me.clone(), row, Arc::clone(&self.lease))
     }
 
     /// Whether this worker could run the shard: the database answers already; so must the broker.
     async fn preflight(&self) -> Result<(), Lost> {
-        match visit::log_in(&self.settings.broker.visit("-preflight")).await {
+        match visit::log_in(&self.broker().visit("-preflight")).await {
             // Brokers may allow a login only certain ids: that says nothing about the real one.
             Ok(_) | Err(Lost::ClientIdRefused) => Ok(()),
             Err(lost) => Err(lost),
@@ -328,7 +365,7 @@ impl Shard {
 
     pub(crate) fn session(&self, marker: Option<Marker>) -> Session {
         Session {
-            options: self.settings.broker.clone(),
+            access: self.access.clone(),
             layout: self.settings.layout.clone(),
             marker,
             shared: Arc::clone(&self.shared),

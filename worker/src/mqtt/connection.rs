@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::options::Options;
+use super::tls;
 use super::wire::{self, Packet};
 
 /// How long TCP, TLS and CONNACK may take together.
@@ -90,6 +91,9 @@ pub enum Lost {
     /// The broker refused the connection for another reason.
     #[error("the broker refused the connection: {0}")]
     Refused(String),
+    /// One side does not trust the other's certificate.
+    #[error("TLS: {0}")]
+    Untrusted(String),
     /// A packet is larger than we accept.
     #[error("a packet is larger than this client accepts: {0}")]
     PacketTooLarge(String),
@@ -112,6 +116,7 @@ impl Lost {
             Self::ClientIdRefused => "client_id_refused",
             Self::LoginRefused(_) => "login_refused",
             Self::Refused(_) => "connection_refused",
+            Self::Untrusted(_) => "tls_refused",
             Self::PacketTooLarge(_) => "packet_too_large",
             Self::Failed(_) => "connection_failed",
             Self::Silent(_) => "broker_silent",
@@ -320,7 +325,7 @@ async fn exchange(
 
 #[allow(clippy::needless_pass_by_value)]
 fn failed(error: io::Error) -> Lost {
-    Lost::Failed(error.to_string())
+    tls::refusal(&error).map_or_else(|| Lost::Failed(error.to_string()), Lost::Untrusted)
 }
 
 #[cfg(test)]

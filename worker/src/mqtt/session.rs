@@ -17,6 +17,7 @@ use crate::decode;
 use crate::delivery::{Delivery, InHand};
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
+use crate::settings::Access;
 use crate::tenure::Tenure;
 
 /// What a delivery costs beside its bytes.
@@ -98,8 +99,8 @@ pub struct Marker {
 /// One session with the broker.
 #[derive(Debug)]
 pub struct Session {
-    /// How to reach the broker.
-    pub options: Options,
+    /// How to reach the broker now.
+    pub access: watch::Receiver<Access>,
     /// Finds a delivery's tenant.
     pub layout: Layout,
     /// Set to watch for the message that ends the queue of a retiring shard.
@@ -111,7 +112,7 @@ pub struct Session {
 impl Session {
     /// Works for as long as the lease is held and until settled.
     pub async fn run(&self, tenure: &Tenure, orders: &mut watch::Receiver<Order>) -> End {
-        let mut failures = 0u32;
+        let (mut failures, mut access) = (0u32, self.access.clone());
         loop {
             if *orders.borrow() == Order::Settle {
                 return self.settle_offline().await;
@@ -127,6 +128,7 @@ impl Session {
                 _ = orders.changed() => continue,
             }
             let started = Instant::now();
+            access.mark_unchanged();
             let lost = match self.serve(tenure, orders).await {
                 Ok(()) => {
                     self.ended(None);
@@ -143,6 +145,8 @@ impl Session {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 _ = orders.changed() => {}
+                // The login that was refused may be another one now.
+                Ok(()) = access.changed() => {}
             }
         }
     }
@@ -174,7 +178,8 @@ impl Session {
 
     /// Serves one connection. `Ok` when settled.
     async fn serve(&self, tenure: &Tenure, orders: &mut watch::Receiver<Order>) -> Result<(), Lost> {
-        let mut connection = Connection::new(&self.options);
+        let options = self.access.borrow().broker.clone();
+        let mut connection = Connection::new(&options);
         let granted = loop {
             if let Event::Connected(granted) = connection.next().await? {
                 break granted;
@@ -182,6 +187,7 @@ impl Session {
         };
         let mut serving = Serving {
             session: self,
+            options: &options,
             epoch: self.shared.acks.begin(connection.client().clone()),
             subscribing: VecDeque::new(),
             refused: BTreeSet::new(),
@@ -193,7 +199,7 @@ impl Session {
         let order = orders.borrow_and_update().clone();
         serving.follow(&mut connection, tenure, &order).await?;
 
-        let silence = self.options.keep_alive * 2;
+        let silence = options.keep_alive * 2;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -218,6 +224,7 @@ impl Session {
 /// One connection being served.
 struct Serving<'a> {
     session: &'a Session,
+    options: &'a Options,
     epoch: u64,
     /// Filters of each SUBSCRIBE not yet answered.
     subscribing: VecDeque<Vec<String>>,
@@ -242,13 +249,13 @@ impl Serving<'_> {
         if !granted.session_present && tenure.session_existed() {
             self.shared().metrics.sessions_lost.inc();
             tracing::error!(
-                client_id = self.session.options.client_id,
+                client_id = self.options.client_id,
                 "the broker no longer has the session: what it queued for it is lost"
             );
         }
         tracing::info!(
             epoch = self.epoch,
-            client_id = self.session.options.client_id,
+            client_id = self.options.client_id,
             session_present = granted.session_present,
             "connected to the broker"
         );
@@ -356,7 +363,7 @@ impl Serving<'_> {
 
     /// Takes a delivery in, or waits a while for room for it.
     async fn take_in(&mut self, publish: Publish) -> Result<(), Lost> {
-        let Self { session, epoch, settling, .. } = self;
+        let Self { session, options, epoch, settling, .. } = self;
         let shared = &session.shared;
         let metrics = &shared.metrics;
         let qos0 = publish.packet_id == 0;
@@ -386,7 +393,7 @@ impl Serving<'_> {
             }
             _ => {
                 // Pings stop meanwhile, so not for long.
-                let patience = session.options.keep_alive / 2;
+                let patience = options.keep_alive / 2;
                 match tokio::time::timeout(patience, Arc::clone(&shared.budget).acquire_many_owned(cost))
                     .await
                 {
