@@ -5,8 +5,10 @@ mod crash;
 mod data;
 mod database;
 mod handover;
+mod limits;
 mod load;
 mod poison;
+mod sessions;
 mod store;
 mod tls;
 
@@ -23,6 +25,8 @@ pub fn all() -> Vec<Scenario> {
         data::all(),
         store::all(),
         tls::all(),
+        sessions::all(),
+        limits::all(),
     ]
     .concat()
 }

@@ -65,6 +65,12 @@ enum Command {
         /// Also ask broker and database what they grant.
         #[arg(long)]
         connect: bool,
+        /// Minutes of an outage that the broker's queue is to outlast.
+        #[arg(long, default_value_t = 10)]
+        outage: u64,
+        /// Messages a second, if not as in the last minutes.
+        #[arg(long)]
+        rate: Option<f64>,
     },
     /// End a shard's session for good, after storing all that it holds.
     Retire {
@@ -148,7 +154,9 @@ async fn obey(command: Command, writers: &Handle) -> Result<(), Fault> {
             Box::pin(run(files.into(), identity.me(), http, Duration::from_secs(handover), writers)).await
         }
         Command::Migrate { files } => migrate(&files.into()).await,
-        Command::Check { files, connect } => check(&files.into(), connect).await,
+        Command::Check { files, connect, outage, rate } => {
+            check(&files.into(), connect, Duration::from_secs(outage * 60), rate).await
+        }
         Command::Retire { files, identity, idle } => {
             retire(&files.into(), identity.me(), idle.map(Duration::from_secs), writers).await
         }
@@ -231,7 +239,7 @@ async fn migrate(sources: &Sources) -> Result<(), Fault> {
     Ok(())
 }
 
-async fn check(sources: &Sources, connect: bool) -> Result<(), Fault> {
+async fn check(sources: &Sources, connect: bool, outage: Duration, rate: Option<f64>) -> Result<(), Fault> {
     let manifest = sources.manifest()?;
     println!("{}: good", sources.manifest.display());
     for note in check::not_yet(&manifest) {
@@ -245,6 +253,9 @@ async fn check(sources: &Sources, connect: bool) -> Result<(), Fault> {
     let (report, fault) = check::database(&settings).await?;
     println!("database: {}", serde_json::to_string_pretty(&report)?);
     broker?;
+    if fault.is_none() {
+        println!("{}", check::outage(&settings, rate, outage).await);
+    }
     fault.map_or(Ok(()), |fault| Err(fault.into()))
 }
 

@@ -95,6 +95,8 @@ pub struct Settings {
     pub shard: u32,
     /// What to subscribe.
     pub work: Work,
+    /// Sessions that the shard's filters are divided between.
+    pub sessions: usize,
     /// Broker and database, as they are reached at the start.
     pub access: Access,
     /// What a topic's levels mean.
@@ -175,12 +177,6 @@ impl Sources {
     pub fn settings(&self) -> Result<Settings, SettingsError> {
         let manifest = self.manifest()?;
         let (spec, store) = (&manifest.pipeline.spec, &manifest.store.spec);
-        if spec.source.mqtt.sessions > 1 {
-            return Err(SettingsError::Unsupported {
-                path: "spec.source.mqtt.sessions",
-                problem: "this version opens one session; write 1",
-            });
-        }
         let max_in_hand = spec.batch.max_in_hand.bytes() as usize;
         let rules = Rules {
             max_age: spec.accept.max_age.get(),
@@ -192,6 +188,7 @@ impl Sources {
             pipeline: manifest.pipeline_name().into(),
             shard: self.shard,
             work: self.work_of(&manifest)?,
+            sessions: spec.source.mqtt.sessions.into(),
             access: self.access(&manifest)?,
             layout: self.layout(&manifest)?,
             rules,

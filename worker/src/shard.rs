@@ -1,8 +1,9 @@
 //! One shard's parts put together, and its life: wait for the lease, consume, let go.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 use tokio::runtime::Handle;
@@ -15,12 +16,15 @@ use crate::http::{Pages, Pulse};
 use crate::inbox::Inbox;
 use crate::ingest::Ingest;
 use crate::metrics::Metrics;
-use crate::mqtt::acks::Acks;
 use crate::mqtt::connection::Lost;
+use crate::mqtt::lanes::Lanes;
 use crate::mqtt::options::Options;
-use crate::mqtt::session::{End, Link, Marker, Order, Session, Shared};
+use crate::mqtt::session::{End, Marker, Session, Shared};
 use crate::mqtt::visit;
+use crate::retire::RETIRE_TOPIC;
+use crate::sessions::Sessions;
 use crate::settings::{Access, Settings, Work};
+use crate::stopwatch::Occupied;
 use crate::store::breaker::Breaker;
 use crate::store::dictionary::Dictionary;
 use crate::store::lease::{self, Acquired, LeaseKey, Me};
@@ -28,6 +32,7 @@ use crate::store::lease_rules::Purpose;
 use crate::store::writer::Writer;
 use crate::store::{connection, schema, transaction};
 use crate::tenure::{LeaseView, Superseded, Tenure};
+use crate::throughput::{Look, Throughput};
 
 /// Writers of a worker: one commits while the other gathers.
 pub const WRITERS: usize = 2;
@@ -90,12 +95,13 @@ impl Shard {
         let database = access.borrow().database.clone();
         let shared = Arc::new(Shared {
             inbox: Inbox::default(),
-            acks: Acks::default(),
-            link: Mutex::new(Link::default()),
+            lanes: Lanes::default(),
             budget: Arc::new(Semaphore::new(settings.max_in_hand)),
             budget_bytes: settings.max_in_hand,
             clock: DatabaseClock::default(),
             metrics: metrics.clone(),
+            committing: Occupied::default(),
+            throughput: Throughput::default(),
         });
         let lease = Arc::new(LeaseView::default());
         lease.waiting("starting".to_owned());
@@ -303,12 +309,12 @@ impl Shard {
                 known,
                 "the plan is older than one followed before; keeping its filters"
             );
-            tenure.filters().into()
+            let kept: BTreeSet<String> = tenure.filters_by_session().into_iter().flatten().collect();
+            kept.into_iter().filter(|filter| !filter.starts_with(RETIRE_TOPIC)).collect()
         } else {
             first.filters()
         };
-        let (orders, mut orders_seen) = watch::channel(Order::Consume(filters));
-        let session = self.session(None);
+        let sessions = Sessions::open(self, tenure, &filters);
         let follow_plan = async {
             tenure.follows(first.generation).await;
             let mut followed = known.max(first.generation);
@@ -324,7 +330,7 @@ impl Shard {
                     filters = next.subscriptions.len(),
                     "following a new plan"
                 );
-                orders.send_replace(Order::Consume(next.filters()));
+                sessions.consume(tenure, &next.filters());
                 tenure.follows(followed).await;
             }
             std::future::pending::<()>().await;
@@ -339,13 +345,18 @@ impl Shard {
                     if !stop.handover.is_zero() {
                         let _ = tokio::time::timeout(stop.handover, tenure.handed_over()).await;
                     }
-                    orders.send_replace(Order::Settle);
+                    sessions.settle();
                 }
             }
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            end = session.run(tenure, &mut orders_seen) => end,
+            end = sessions.run(tenure) => {
+                if end == End::Superseded {
+                    self.disconnected();
+                }
+                end
+            }
             Superseded { by } = tenure.lost() => {
                 tracing::warn!(by, "superseded; committing what is in hand");
                 self.disconnected();
@@ -356,18 +367,19 @@ impl Shard {
         }
     }
 
-    /// The session was dropped with its connection.
+    /// The sessions were dropped with their connections.
     fn disconnected(&self) {
-        self.shared.acks.end();
-        self.shared.metrics.connected.set(0);
-        self.shared.link().connected = false;
+        self.shared.lanes.disconnected();
+        self.shared.show_connected();
     }
 
-    pub(crate) fn session(&self, marker: Option<Marker>) -> Session {
+    pub(crate) fn session(&self, lane: u8, marker: Option<Marker>) -> Session {
         Session {
+            lane,
             access: self.access.clone(),
             layout: self.settings.layout.clone(),
             marker,
+            asks_for_drops: AtomicBool::new(true),
             shared: Arc::clone(&self.shared),
         }
     }
@@ -376,7 +388,27 @@ impl Shard {
     pub(crate) async fn beat(&self) {
         loop {
             self.pulse.beat();
+            self.shared.throughput.observe(self.look());
             tokio::time::sleep(BEAT).await;
+        }
+    }
+
+    /// The counters that tell what limits the throughput.
+    fn look(&self) -> Look {
+        let (at, lanes) = (Instant::now(), self.shared.lanes.used());
+        let (session, writers) = (Handle::current().metrics(), self.writers.metrics());
+        let busy_writers: Duration =
+            (0..writers.num_workers()).map(|worker| writers.worker_total_busy_duration(worker)).sum();
+        let commits = &self.shared.metrics.commit_seconds;
+        Look {
+            at,
+            full: lanes.iter().map(|lane| lane.acks.full_for(at)).collect(),
+            committing: self.shared.committing.total(at),
+            busy: [session.worker_total_busy_duration(0), busy_writers / writers.num_workers().max(1) as u32],
+            commits: commits.get_sample_count(),
+            commit_seconds: commits.get_sample_sum(),
+            window: lanes.iter().map(|lane| lane.acks.window().observed).max().unwrap_or_default(),
+            fill: self.shared.queue_fill(),
         }
     }
 }

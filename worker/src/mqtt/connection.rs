@@ -42,6 +42,8 @@ pub enum Event {
     Publish(Publish),
     /// PUBACK of a message of ours.
     Published,
+    /// PINGRESP, so long after PINGREQ.
+    Pong(Duration),
     /// Our DISCONNECT left.
     Disconnected,
     /// Anything else: the connection lives.
@@ -140,6 +142,7 @@ pub struct Connection {
     keep_alive: Duration,
     ping_at: Instant,
     heard_at: Instant,
+    pinged_at: Instant,
     /// UNSUBSCRIBEs not yet answered: their packet ids and filters.
     unsubscribing: VecDeque<(u16, String)>,
 }
@@ -163,6 +166,7 @@ impl Connection {
             keep_alive: options.keep_alive,
             ping_at: now,
             heard_at: now,
+            pinged_at: now,
             unsubscribing: VecDeque::new(),
             options: options.clone(),
         }
@@ -218,7 +222,8 @@ impl Connection {
                         return Err(Lost::Silent(silence));
                     }
                     wire::ping(output);
-                    self.ping_at = Instant::now() + self.keep_alive;
+                    self.pinged_at = Instant::now();
+                    self.ping_at = self.pinged_at + self.keep_alive;
                 }
             }
         }
@@ -286,6 +291,7 @@ impl Connection {
             Packet::ConnAck(granted) => Event::Connected(granted),
             Packet::SubAck(grants) => Event::Subscribed(grants),
             Packet::PubAck => Event::Published,
+            Packet::Pong => Event::Pong(self.pinged_at.elapsed()),
             Packet::UnsubAck(packet_id) => {
                 let index = self.unsubscribing.iter().position(|(id, _)| *id == packet_id);
                 let answered = index.and_then(|index| self.unsubscribing.remove(index));
