@@ -190,6 +190,17 @@ mod tests {
     }
 
     #[test]
+    fn a_login_in_a_brokers_url_is_refused_and_nothing_of_it_is_shown() {
+        for url in
+            ["mqtt://me-user:pass-secret@127.0.0.1:1883", "mqtt://me-user@[::1", "mqtts://:pass-secret@x"]
+        {
+            let refusal = refused(url, "mqtt://127.0.0.1:1883");
+            assert!(refusal.contains("spec.source.mqtt.url"), "{refusal}");
+            assert!(!refusal.contains("me-user") && !refusal.contains("-secret"), "{refusal}");
+        }
+    }
+
+    #[test]
     fn each_mistake_is_named_with_its_path_and_what_would_be_right() {
         for (wrong, right, message) in [
             (
@@ -226,6 +237,11 @@ mod tests {
                 "mqtt://me:secret@127.0.0.1:1883",
                 "mqtt://127.0.0.1:1883",
                 "spec.source.mqtt.url: holds a user name or password; name Secrets in spec.source.mqtt.auth instead",
+            ),
+            (
+                "database:  {url: {secretKeyRef: {name: timescale, key: url}}, tls: {ca: {}}}",
+                "database:  {url: {secretKeyRef: {name: timescale, key: url}}}",
+                "spec.database.tls.ca: names no source, or two; give either configMapKeyRef or secretKeyRef",
             ),
             (
                 "storeRef: {name: other}",

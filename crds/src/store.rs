@@ -5,6 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::pipeline::Tls;
 use crate::reference::SecretValue;
 use crate::{Duration, Size};
 
@@ -57,6 +58,10 @@ pub struct TelemetryStoreSpec {
 pub struct Database {
     /// A URL: `postgres://user:password@host:5432/database`.
     pub url: SecretValue,
+    /// TLS with full verification: authorities to trust beside the system's, and a certificate of its own.
+    /// Without it the URL's `sslmode` decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
 }
 
 /// Compression of old samples.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::pipeline::{IngestPipelineSpec, Mqtt, Protocol, ShardBy};
+use crate::pipeline::{IngestPipelineSpec, Mqtt, Protocol, ShardBy, Tls};
 use crate::store::{TelemetryStoreSpec, TenantMode};
 use crate::topic::{Layout, check_filter};
 
@@ -163,10 +163,18 @@ fn mqtt(mqtt: &Mqtt, errors: &mut Errors) {
             "write mqtts:// to use TLS, or leave tls out",
         );
     }
-    if let Some(ca) = mqtt.tls.as_ref().and_then(|tls| tls.ca.as_ref())
+    authorities(&path("tls"), mqtt.tls.as_ref(), errors);
+}
+
+fn authorities(path: &str, tls: Option<&Tls>, errors: &mut Errors) {
+    if let Some(ca) = tls.and_then(|tls| tls.ca.as_ref())
         && ca.config_map_key_ref.is_some() == ca.secret_key_ref.is_some()
     {
-        errors.add(path("tls.ca"), "names no source, or two", "give either configMapKeyRef or secretKeyRef");
+        errors.add(
+            format!("{path}.ca"),
+            "names no source, or two",
+            "give either configMapKeyRef or secretKeyRef",
+        );
     }
 }
 
@@ -226,6 +234,8 @@ pub fn store(spec: &TelemetryStoreSpec) -> Vec<FieldError> {
         _ => {}
     }
     errors.in_range("spec.tenants.maxSeries", &spec.tenants.max_series, &1, &2_000_000_000);
+    authorities("spec.database.tls", spec.database.tls.as_ref(), &mut errors);
+    authorities("spec.migration.tls", spec.migration.tls.as_ref(), &mut errors);
     let mut last = Duration::ZERO;
     for (index, width) in spec.rollups.iter().enumerate() {
         let nested = last.is_zero() || width.get().as_millis().is_multiple_of(last.as_millis());

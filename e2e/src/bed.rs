@@ -178,6 +178,15 @@ impl Bed {
         self.folder.join("secrets")
     }
 
+    /// Writes a secret, as a kubelet does: readers see the old value or the new one.
+    pub fn secret(&self, name: &str, key: &str, value: &str) -> Result<()> {
+        let folder = self.secrets().join(name);
+        std::fs::create_dir_all(&folder)?;
+        let next = folder.join(format!(".{key}"));
+        std::fs::write(&next, value)?;
+        Ok(std::fs::rename(next, folder.join(key))?)
+    }
+
     /// Writes the example manifest with the scenario's broker and changes of `edit`.
     pub fn manifest(&self, edit: impl FnOnce(String) -> String) -> Result<PathBuf> {
         let example = std::fs::read_to_string(stack::project().join("examples/plant.yaml"))?;

@@ -5,14 +5,28 @@ mod crash;
 pub mod data;
 mod database;
 mod handover;
+mod limits;
 pub mod load;
 mod poison;
+mod sessions;
 pub mod store;
+mod tls;
 
 use crate::suite::Scenario;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    [crash::all(), broker::all(), database::all(), poison::all(), handover::all(), data::all(), store::all()]
-        .concat()
+    [
+        crash::all(),
+        broker::all(),
+        database::all(),
+        poison::all(),
+        handover::all(),
+        data::all(),
+        store::all(),
+        tls::all(),
+        sessions::all(),
+        limits::all(),
+    ]
+    .concat()
 }

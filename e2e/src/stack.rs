@@ -1,5 +1,6 @@
 //! Real parts on this machine: a Debian root with a broker and a database, and their processes.
 
+pub mod certificates;
 pub mod install;
 pub mod mosquitto;
 pub mod postgres;

@@ -1,5 +1,7 @@
 //! What a manifest asks for, and what broker and database grant.
 
+use std::time::Duration;
+
 use penstock_crds::Manifest;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
@@ -7,7 +9,9 @@ use sqlx::{Connection, PgConnection};
 use crate::mqtt::connection::{Connection as Broker, Event, Lost};
 use crate::mqtt::options::{Options, Protocol};
 use crate::mqtt::visit;
+use crate::outage;
 use crate::settings::Settings;
+use crate::store::rate;
 use crate::store::schema::{self, SchemaError};
 
 /// What the manifest asks of parts that this version does not have.
@@ -17,10 +21,6 @@ pub fn not_yet(manifest: &Manifest) -> Vec<String> {
     [
         (spec.suspend, "spec.suspend: only an operator parks a shard; this worker consumes"),
         (spec.autoscaling.is_some(), "spec.autoscaling: nothing scales by itself in this version"),
-        (
-            spec.source.mqtt.sessions > 1,
-            "spec.source.mqtt.sessions: this version opens one session and refuses to run with more; write 1",
-        ),
         (
             letters.retention.is_some() || letters.max_size.is_some(),
             "spec.deadLetters: dead letters are not deleted by this version",
@@ -38,9 +38,9 @@ pub fn not_yet(manifest: &Manifest) -> Vec<String> {
 
 /// What the broker grants, for a person and for scripts.
 pub async fn broker(settings: &Settings) -> Result<Value, Lost> {
-    let options = settings.broker.visit("-check");
+    let options = settings.access.broker.visit("-check");
     let mut broker = Broker::new(&options);
-    let deadline = std::time::Duration::from_secs(10);
+    let deadline = Duration::from_secs(10);
     let questions = async {
         let granted = loop {
             if let Event::Connected(granted) = broker.next().await? {
@@ -70,7 +70,7 @@ pub async fn broker(settings: &Settings) -> Result<Value, Lost> {
         "protocol": protocol(&options),
         "window": window(&options),
         "sessionExpiry": match options.protocol {
-            Protocol::V5 => json!(granted.session_expiry.unwrap_or(settings.broker.session_expiry).as_secs()),
+            Protocol::V5 => json!(granted.session_expiry.unwrap_or(settings.access.broker.session_expiry).as_secs()),
             Protocol::V311 => json!("as long as the broker likes"),
         },
         "largestPacketFromBroker": options.max_packet,
@@ -82,6 +82,24 @@ pub async fn broker(settings: &Settings) -> Result<Value, Lost> {
             settings.rules.max_payload
         ),
     }))
+}
+
+/// What an outage would cost at the broker, at this rate or at that of the last minutes.
+pub async fn outage(settings: &Settings, rate: Option<f64>, outage: Duration) -> String {
+    let rate = match rate {
+        Some(rate) => Some(rate),
+        None => rate::recent(&settings.access.database).await,
+    };
+    let Some(rate) = rate else {
+        return "queue: the rate could not be measured; give --rate to see what an outage would cost"
+            .to_owned();
+    };
+    let version = visit::retained(&settings.access.broker.visit("-check"), "$SYS/broker/version").await;
+    let queue = outage::queue(version.as_deref());
+    match outage::warning(queue, settings.sessions as u64, rate, outage) {
+        Some(warning) => format!("warning: {warning}"),
+        None => format!("queue: at {rate:.1} messages/s the default of {} lasts {outage:?}", queue.broker),
+    }
 }
 
 /// Shared subscriptions are asked for plainly: a member that never acknowledges would take messages.
@@ -114,7 +132,7 @@ fn window(options: &Options) -> Value {
 
 /// What the database is, as a worker sees it.
 pub async fn database(settings: &Settings) -> Result<(schema::Report, Option<SchemaError>), SchemaError> {
-    let mut connection = PgConnection::connect_with(&settings.database).await?;
+    let mut connection = PgConnection::connect_with(&settings.access.database).await?;
     let report = schema::inspect(&mut connection).await?;
     let fault = schema::require(&mut connection).await.err();
     connection.close().await.ok();

@@ -11,6 +11,8 @@ use crate::decode::Micros;
 /// One received PUBLISH. It holds its place among the deliveries in hand until it is dropped.
 #[derive(Debug)]
 pub struct Delivery {
+    /// The shard's session it came by.
+    pub lane: u8,
     /// The broker connection it came by.
     pub epoch: u64,
     /// Its place among the acknowledgements of that epoch; `None` at QoS 0, which has none.

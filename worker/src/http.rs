@@ -12,10 +12,12 @@ use axum::{Json, Router};
 use serde::Serialize;
 use sqlx::PgPool;
 
-use crate::mqtt::session::{Link, Shared};
+use crate::mqtt::lanes::{Lane, Link};
+use crate::mqtt::session::Shared;
 use crate::store::breaker::Breaker;
 use crate::store::connection;
 use crate::tenure::LeaseView;
+use crate::throughput::{self, Limit};
 
 /// How long the database has for readiness' question.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(2);
@@ -92,14 +94,25 @@ struct Status {
     #[serde(flatten)]
     readiness: Readiness,
     lease: serde_json::Value,
-    link: Link,
+    sessions: Vec<SessionStatus>,
     window_observed: usize,
+    #[serde(rename = "limitedBy")]
+    limited_by: Limit,
     epoch: u64,
     received: u64,
     committed: u64,
     abandoned: u64,
     dropped_qos0: u64,
     in_flight: i64,
+}
+
+#[derive(Serialize)]
+struct SessionStatus {
+    #[serde(flatten)]
+    link: Link,
+    unacked: usize,
+    window_observed: usize,
+    epoch: u64,
 }
 
 /// The pages.
@@ -131,13 +144,14 @@ async fn readyz(State(pages): State<Arc<Pages>>) -> Response {
 
 async fn status(State(pages): State<Arc<Pages>>) -> Response {
     let metrics = &pages.shared.metrics;
-    let window = pages.shared.acks.window();
+    let window = pages.shared.lanes.window();
     Json(Status {
         shard: pages.shard.clone(),
         readiness: pages.readiness().await,
         lease: pages.lease.to_json(),
-        link: pages.shared.link().clone(),
+        sessions: pages.sessions(),
         window_observed: window.observed,
+        limited_by: pages.shared.throughput.recent().limit(),
         epoch: window.epoch,
         received: metrics.received.get(),
         committed: metrics.committed.get(),
@@ -157,19 +171,27 @@ async fn metrics(State(pages): State<Arc<Pages>>) -> Response {
 }
 
 impl Pages {
-    fn queue_fill(&self) -> f64 {
-        let total = self.shared.budget_bytes;
-        total.saturating_sub(self.shared.budget.available_permits()) as f64 / total.max(1) as f64
-    }
-
     fn refresh_gauges(&self) {
-        let (metrics, window) = (&self.shared.metrics, self.shared.acks.window());
+        let (metrics, window) = (&self.shared.metrics, self.shared.lanes.window());
         metrics.queue_size.set(self.shared.inbox.len() as i64);
-        metrics.queue_fill.set(self.queue_fill());
+        metrics.queue_fill.set(self.shared.queue_fill());
         metrics.unacked.set(window.unacked as i64);
         metrics.window_observed.set(window.observed as i64);
         metrics.oldest_unacked.set(window.oldest.unwrap_or_default().as_secs_f64());
         metrics.lease_held.set(i64::from(self.lease.is_held()));
+        let (recent, lanes) = (self.shared.throughput.recent(), self.shared.lanes.used());
+        for limit in Limit::ALL {
+            let now = limit == recent.limit();
+            metrics.limited_by.with_label_values(&[limit.as_str()]).set(i64::from(now));
+        }
+        let round_trip = lanes.iter().map(Lane::round_trip).max().unwrap_or_default();
+        metrics.round_trip.set(round_trip.as_secs_f64());
+        if let Some(commit) = recent.commit {
+            let bounds = lanes
+                .iter()
+                .map(|lane| throughput::bound(lane.acks.window().observed, lane.round_trip(), commit));
+            metrics.rate_bound.set(bounds.sum());
+        }
     }
 
     async fn readiness(&self) -> Readiness {
@@ -182,9 +204,9 @@ impl Pages {
         } else if let Some(why) = self.database_fault().await {
             reasons.push(("database_away", why));
         }
-        let window = self.shared.acks.window();
+        let window = self.shared.lanes.window();
         let oldest = window.oldest.unwrap_or_default();
-        let fill = self.queue_fill();
+        let fill = self.shared.queue_fill();
         // The broker's window is a queue too: where it is full, nothing more comes.
         let crowded = fill >= self.limits.max_queue_fill || (window.unacked > 1 && window.is_full());
         if crowded && oldest > self.limits.max_unacked_age {
@@ -206,24 +228,30 @@ impl Pages {
         }
     }
 
-    fn link_faults(&self) -> Vec<(&'static str, String)> {
-        let link = self.shared.link();
-        if !link.connected {
-            let why = match &link.last_end {
-                Some((reason, why)) => format!("{reason}: {why}"),
-                None => "not connected yet".to_owned(),
-            };
-            return vec![("broker_away", why)];
-        }
-        link.subscriptions
-            .iter()
-            .filter_map(|(filter, grant)| match grant {
-                Some(Ok(qos)) if *qos >= 1 => None,
-                Some(Ok(qos)) => {
-                    Some(("subscription_refused", format!("{filter}: granted at QoS {qos} only")))
+    fn sessions(&self) -> Vec<SessionStatus> {
+        let lanes = self.shared.lanes.used().iter();
+        lanes
+            .map(|lane| {
+                let window = lane.acks.window();
+                SessionStatus {
+                    link: lane.link().clone(),
+                    unacked: window.unacked,
+                    window_observed: window.observed,
+                    epoch: window.epoch,
                 }
-                Some(Err(why)) => Some(("subscription_refused", format!("{filter}: {why}"))),
-                None => Some(("subscribing", format!("{filter}: no SUBACK yet"))),
+            })
+            .collect()
+    }
+
+    /// The faults of the first session, and of the others that have something to consume.
+    fn link_faults(&self) -> Vec<(&'static str, String)> {
+        let lanes = self.shared.lanes.used().iter().enumerate();
+        lanes
+            .filter(|(index, lane)| *index == 0 || !lane.wanted().is_empty())
+            .flat_map(|(index, lane)| {
+                let of_session = if index == 0 { String::new() } else { format!("session {index}: ") };
+                let faults = faults_of(&lane.link());
+                faults.into_iter().map(move |(reason, why)| (reason, format!("{of_session}{why}")))
             })
             .collect()
     }
@@ -241,4 +269,23 @@ impl Pages {
             Err(_) => Some(format!("no answer within {DATABASE_DEADLINE:?}")),
         }
     }
+}
+
+fn faults_of(link: &Link) -> Vec<(&'static str, String)> {
+    if !link.connected {
+        let why = match &link.last_end {
+            Some((reason, why)) => format!("{reason}: {why}"),
+            None => "not connected yet".to_owned(),
+        };
+        return vec![("broker_away", why)];
+    }
+    link.subscriptions
+        .iter()
+        .filter_map(|(filter, grant)| match grant {
+            Some(Ok(qos)) if *qos >= 1 => None,
+            Some(Ok(qos)) => Some(("subscription_refused", format!("{filter}: granted at QoS {qos} only"))),
+            Some(Err(why)) => Some(("subscription_refused", format!("{filter}: {why}"))),
+            None => Some(("subscribing", format!("{filter}: no SUBACK yet"))),
+        })
+        .collect()
 }

@@ -122,6 +122,7 @@ mod tests {
     fn delivery(tenant: &str, topic: &'static str) -> Delivery {
         let budget = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         Delivery {
+            lane: 0,
             epoch: 1,
             seq: None,
             topic: Bytes::from_static(topic.as_bytes()),

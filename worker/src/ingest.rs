@@ -63,24 +63,26 @@ impl Ingest {
                 self.shared.metrics.batch_trigger.with_label_values(&[trigger]).inc();
                 draft
             };
+            self.shared.committing.enter(Instant::now());
             self.resolve(&mut draft).await;
             let metrics = &self.shared.metrics;
             metrics.batch_size.observe(draft.messages() as f64);
             metrics.batch_rows.observe(draft.rows() as f64);
             metrics.batch_bytes.observe(draft.payload_bytes() as f64);
             writer.commit(draft.finish(), |committed| self.settle(committed)).await;
+            self.shared.committing.leave(Instant::now());
         }
     }
 
     /// Waits until there is a batch to take; says what made it one.
     async fn wait(&self) -> &'static str {
-        let Shared { inbox, acks, .. } = &*self.shared;
+        let Shared { inbox, lanes, .. } = &*self.shared;
         loop {
             let Some(oldest) = inbox.oldest() else {
                 inbox.woken().await;
                 continue;
             };
-            let (window, waiting) = (acks.window(), inbox.len());
+            let (window, waiting) = (lanes.window(), inbox.len());
             if window.is_full() || waiting >= window.half() {
                 return "window";
             }
@@ -176,9 +178,7 @@ impl Ingest {
             metrics.dead_letters.with_label_values(&[&reason]).inc_by(count);
         }
         metrics.committed.inc_by(batch.deliveries.len() as u64);
-        let stale = self.shared.acks.commit(
-            batch.deliveries.iter().filter_map(|(delivery, _)| delivery.seq.map(|seq| (delivery.epoch, seq))),
-        );
+        let stale = self.shared.lanes.commit(batch.deliveries.iter().map(|(delivery, _)| delivery));
         metrics.stale_acks.inc_by(stale);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use penstock_worker::http::router;
-use penstock_worker::settings::{Settings, Sources, Work};
+use penstock_worker::settings::{Access, Reload, Settings, Sources, Work};
 use penstock_worker::shard::{Shard, Stop, WRITERS};
 use penstock_worker::store::lease::Me;
 use penstock_worker::store::schema;
@@ -65,6 +65,12 @@ enum Command {
         /// Also ask broker and database what they grant.
         #[arg(long)]
         connect: bool,
+        /// Minutes of an outage that the broker's queue is to outlast.
+        #[arg(long, default_value_t = 10)]
+        outage: u64,
+        /// Messages a second, if not as in the last minutes.
+        #[arg(long)]
+        rate: Option<f64>,
     },
     /// End a shard's session for good, after storing all that it holds.
     Retire {
@@ -148,7 +154,9 @@ async fn obey(command: Command, writers: &Handle) -> Result<(), Fault> {
             Box::pin(run(files.into(), identity.me(), http, Duration::from_secs(handover), writers)).await
         }
         Command::Migrate { files } => migrate(&files.into()).await,
-        Command::Check { files, connect } => check(&files.into(), connect).await,
+        Command::Check { files, connect, outage, rate } => {
+            check(&files.into(), connect, Duration::from_secs(outage * 60), rate).await
+        }
         Command::Retire { files, identity, idle } => {
             retire(&files.into(), identity.me(), idle.map(Duration::from_secs), writers).await
         }
@@ -164,7 +172,9 @@ async fn run(
 ) -> Result<(), Fault> {
     let settings = sources.settings()?;
     let (work, work_seen) = watch::channel(settings.work.clone());
-    let shard = Shard::new(settings, me, writers.clone())?;
+    let (access, access_seen) = watch::channel(settings.access.clone());
+    let credentials = Reload::new(sources.clone(), sources.manifest()?);
+    let shard = Shard::new(settings, access_seen, me, writers.clone())?;
     let listener =
         tokio::net::TcpListener::bind(http).await.map_err(|error| format!("--http {http}: {error}"))?;
     tracing::info!(address = %listener.local_addr()?, "serving /livez, /readyz, /metrics and /status");
@@ -181,17 +191,23 @@ async fn run(
         // Kept open: a closed channel would read as a signal.
         std::future::pending::<()>().await;
     });
-    tokio::spawn(reload(sources, work));
+    tokio::spawn(reload(sources, work, credentials, access));
     shard.run(work_seen, Stop { signal: stop, handover }).await;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Takes over a changed plan or changed subscriptions; a wrong file changes nothing.
-async fn reload(sources: Sources, work: watch::Sender<Work>) {
+/// Takes over a changed plan, changed subscriptions and changed credentials; a wrong file changes nothing.
+async fn reload(
+    sources: Sources,
+    work: watch::Sender<Work>,
+    mut credentials: Reload,
+    access: watch::Sender<Access>,
+) {
     let mut told = None;
     loop {
         tokio::time::sleep(RELOAD_EVERY).await;
+        credentials.look(&access);
         match sources.work() {
             Ok(next) => {
                 told = None;
@@ -216,14 +232,14 @@ async fn reload(sources: Sources, work: watch::Sender<Work>) {
 
 async fn migrate(sources: &Sources) -> Result<(), Fault> {
     let store = sources.store()?;
-    let owner = sources.database(&store.spec.migration.url)?;
-    let worker = sources.database(&store.spec.database.url)?;
+    let owner = sources.database(&store.spec.migration)?;
+    let worker = sources.database(&store.spec.database)?;
     let report = schema::migrate(&owner, Some(worker.get_username())).await?;
     println!("{}", serde_json::to_string_pretty(&report)?);
     Ok(())
 }
 
-async fn check(sources: &Sources, connect: bool) -> Result<(), Fault> {
+async fn check(sources: &Sources, connect: bool, outage: Duration, rate: Option<f64>) -> Result<(), Fault> {
     let manifest = sources.manifest()?;
     println!("{}: good", sources.manifest.display());
     for note in check::not_yet(&manifest) {
@@ -237,6 +253,9 @@ async fn check(sources: &Sources, connect: bool) -> Result<(), Fault> {
     let (report, fault) = check::database(&settings).await?;
     println!("database: {}", serde_json::to_string_pretty(&report)?);
     broker?;
+    if fault.is_none() {
+        println!("{}", check::outage(&settings, rate, outage).await);
+    }
     fault.map_or(Ok(()), |fault| Err(fault.into()))
 }
 
@@ -249,7 +268,9 @@ async fn ask_broker(settings: &Settings) -> Result<(), Fault> {
 async fn retire(sources: &Sources, me: Me, idle: Option<Duration>, writers: &Handle) -> Result<(), Fault> {
     // An instance of its own, so that it is never mistaken for the worker of the same machine.
     let me = Me { instance: format!("retire-{}", me.incarnation), ..me };
-    let shard = Shard::new(sources.settings()?, me, writers.clone())?;
+    let settings = sources.settings()?;
+    let (_access, seen) = watch::channel(settings.access.clone());
+    let shard = Shard::new(settings, seen, me, writers.clone())?;
     let proof = shard.retire(idle).await?;
     println!("retired: the session is drained ({proof:?}) and ended");
     Ok(())

@@ -2,8 +2,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::decode::Reason;
@@ -73,6 +73,14 @@ pub struct Metrics {
     pub window_observed: IntGauge,
     /// Deliveries not yet acknowledged.
     pub unacked: IntGauge,
+    /// Messages a second that window, round trip and commits allow.
+    pub rate_bound: Gauge,
+    /// The last round trip to the broker.
+    pub round_trip: Gauge,
+    /// 1 for what limits the throughput now.
+    pub limited_by: IntGaugeVec,
+    /// What the broker says it dropped, for any client.
+    pub broker_dropped: Gauge,
     /// How long the oldest of them waits.
     pub oldest_unacked: Gauge,
     /// The current epoch.
@@ -160,6 +168,28 @@ impl Metrics {
                 "Most deliveries seen unacknowledged at once in this epoch.",
             )?,
             unacked: gauge(&r, "mqtt_unacked", "Deliveries not yet acknowledged.")?,
+            rate_bound: float_gauge(
+                &r,
+                "mqtt_rate_bound",
+                "Messages a second that window, round trip and recent commits allow.",
+            )?,
+            round_trip: float_gauge(
+                &r,
+                "mqtt_round_trip_seconds",
+                "The last round trip to the broker, the longest of all sessions.",
+            )?,
+            limited_by: register(
+                &r,
+                IntGaugeVec::new(
+                    Opts::new("ingest_limited_by", "1 for what limits the throughput now."),
+                    &["by"],
+                )?,
+            )?,
+            broker_dropped: float_gauge(
+                &r,
+                "broker_dropped_messages",
+                "Messages the broker says it has dropped, for any client; NaN where it does not say.",
+            )?,
             oldest_unacked: float_gauge(
                 &r,
                 "oldest_unacked_seconds",
@@ -199,6 +229,7 @@ impl Metrics {
             series_cached: gauge(&r, "series_cached", "Series in the cache.")?,
             registry: r,
         };
+        metrics.broker_dropped.set(f64::NAN);
         for reason in Reason::ALL {
             metrics.errors.with_label_values(&[reason.as_str()]);
             metrics.dead_letters.with_label_values(&[reason.as_str()]);

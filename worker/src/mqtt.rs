@@ -3,7 +3,10 @@
 pub mod acks;
 mod client;
 pub mod connection;
+pub mod lanes;
 pub mod options;
 pub mod session;
+pub mod split;
+mod tls;
 pub mod visit;
 mod wire;

@@ -3,12 +3,14 @@
 //! Drained means: every UNSUBACK came, nothing is unacknowledged, and a marker that was published
 //! afterwards arrived behind all that the broker had queued.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::mqtt::connection::Lost;
+use crate::mqtt::options::Options;
 use crate::mqtt::session::{End, Marker, Order};
 use crate::mqtt::visit;
 use crate::shard::Shard;
@@ -20,6 +22,14 @@ use crate::tenure::Tenure;
 const MARKER_PATIENCE: Duration = Duration::from_secs(20);
 const MARK_AGAIN: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(50);
+
+/// Below it every session at its end has a topic for its marker.
+pub(crate) const RETIRE_TOPIC: &str = "penstock/retire/";
+
+/// The marker of a session.
+pub(crate) fn marker(options: &Options) -> Marker {
+    Marker { topic: format!("{RETIRE_TOPIC}{}", options.client_id), seen: watch::Sender::new(None) }
+}
 
 /// Why a shard was not retired. Running it again goes on where this ended.
 #[derive(Debug, thiserror::Error)]
@@ -62,24 +72,20 @@ impl Shard {
             Acquired::Taken(row) => row,
             Acquired::NeedsPreflight | Acquired::Wait { .. } => return Err(RetireError::Superseded),
         };
-        // The session may have them although the row was lost.
-        row.filters.extend(self.settings.work.filters().iter().cloned());
+        // The sessions may have them although the row was lost.
+        let filters = self.settings.work.filters();
+        let sessions = self.settings.sessions.max(row.sessions.len());
+        for session in 0..sessions as u8 {
+            row.of(session).extend(filters.iter().cloned());
+        }
+        self.shared.lanes.use_up_to(sessions);
         let tenure = self.tenure(row);
-        let topic = format!("penstock/retire/{}", self.settings.broker.client_id);
-        let (orders, mut orders_seen) = watch::channel(Order::Consume([topic.clone()].into()));
-        let session = self.session(Some(Marker { topic: topic.clone(), seen: watch::Sender::new(None) }));
-        let drain = async {
-            let proof = match &session.marker {
-                Some(marker) => self.drain(&tenure, marker, idle).await,
-                None => Ok(Proof::Idle),
-            };
-            // Also without a proof: what is in hand is committed, and the session kept.
-            orders.send_replace(Order::Settle);
-            proof
-        };
         let drained = async {
-            let (proof, end) = tokio::join!(drain, session.run(&tenure, &mut orders_seen));
-            if end == End::Superseded { Err(RetireError::Superseded) } else { proof }
+            let mut proof = Proof::Marker;
+            for session in 0..sessions as u8 {
+                proof = self.retire_session(session, &tenure, idle).await?;
+            }
+            Ok::<_, RetireError>(proof)
         };
         let proof = tokio::select! {
             proof = drained => proof?,
@@ -87,31 +93,63 @@ impl Shard {
             () = tenure.keep() => return Err(RetireError::Superseded),
             () = self.beat() => return Err(RetireError::Superseded),
         };
-        visit::end_session(&self.settings.broker).await?;
         lease::forget(&self.pool, &self.key, &self.me).await?;
         Ok(proof)
     }
 
+    /// Drains one of the shard's sessions and ends it.
+    async fn retire_session(
+        &self,
+        lane: u8,
+        tenure: &Tenure,
+        idle: Option<Duration>,
+    ) -> Result<Proof, RetireError> {
+        let options = self.broker().of_session(lane);
+        let marker = marker(&options);
+        let (orders, mut orders_seen) = watch::channel(Order::Consume([marker.topic.clone()].into()));
+        let session = self.session(lane, Some(marker));
+        let drain = async {
+            let proof = match &session.marker {
+                Some(marker) => self.drain(lane, tenure, marker, idle).await,
+                None => Ok(Proof::Idle),
+            };
+            // Also without a proof: what is in hand is committed, and the session kept.
+            orders.send_replace(Order::Settle);
+            proof
+        };
+        let (proof, end) = tokio::join!(drain, session.run(tenure, &mut orders_seen));
+        if end == End::Superseded {
+            return Err(RetireError::Superseded);
+        }
+        let proof = proof?;
+        visit::end_session(&options).await?;
+        Ok(proof)
+    }
+
     async fn publish_marker(&self, marker: &Marker, nonce: &str) {
-        let options = self.settings.broker.visit("-marker");
+        let options = self.broker().visit("-marker");
         if let Err(lost) = visit::publish(&options, &marker.topic, nonce).await {
             tracing::warn!(reason = lost.reason(), error = %lost, "the marker could not be published");
         }
     }
 
-    async fn drain(
+    /// Waits until the session has its marker alone and nothing is left of what the broker queued.
+    pub(crate) async fn drain(
         &self,
+        lane: u8,
         tenure: &Tenure,
         marker: &Marker,
         idle: Option<Duration>,
     ) -> Result<Proof, RetireError> {
-        let quiet = || self.shared.metrics.in_flight.get() == 0 && self.shared.acks.window().unacked == 0;
-        while tenure.filters() != [marker.topic.clone()] {
+        let session = self.shared.lanes.get(lane);
+        let quiet = || session.acks.window().unacked == 0;
+        let received = || session.received.load(Ordering::Relaxed);
+        while tenure.filters_of(lane) != [marker.topic.clone()] || !session.link().connected {
             tokio::time::sleep(LOOK).await;
         }
-        tracing::info!("unsubscribed; draining");
+        tracing::info!(session = lane, "unsubscribed; draining");
         let nonce = uuid::Uuid::new_v4().to_string();
-        let (mut received, mut since) = (self.shared.metrics.received.get(), Instant::now());
+        let (mut seen, mut since) = (received(), Instant::now());
         let mut published = None;
         loop {
             // Again when all is quiet: a full queue may have dropped the first one.
@@ -122,9 +160,8 @@ impl Shard {
             if quiet() && marker.seen.borrow().as_deref() == Some(nonce.as_str()) {
                 return Ok(Proof::Marker);
             }
-            let now_received = self.shared.metrics.received.get();
-            if now_received != received || !quiet() {
-                (received, since) = (now_received, Instant::now());
+            if received() != seen || !quiet() {
+                (seen, since) = (received(), Instant::now());
             }
             match idle {
                 Some(idle) if since.elapsed() >= idle => return Ok(Proof::Idle),

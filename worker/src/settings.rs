@@ -6,22 +6,18 @@ use std::time::Duration;
 
 use penstock_crds::Manifest;
 use penstock_crds::manifest::ManifestError;
-use penstock_crds::pipeline::{self, ReceiveTime};
+use penstock_crds::pipeline::ReceiveTime;
 use penstock_crds::plan::{ShardPlan, Subscription};
-use penstock_crds::reference::{KeyRef, SecretValue};
 use penstock_crds::store::{TelemetryStore, TenantMode};
 use penstock_crds::topic::Layout;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use sqlx::postgres::PgConnectOptions;
-use url::Url;
 
+pub use self::access::{Access, Reload};
 use crate::decode::{Decoder, Rules};
 use crate::http;
 use crate::ingest;
-use crate::mqtt::options::{Login, Options, PROTOCOL_MAX_PACKET, Protocol};
-use crate::store::connection;
 use crate::store::lease::LeaseKey;
+
+mod access;
 
 /// Why settings cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -99,10 +95,10 @@ pub struct Settings {
     pub shard: u32,
     /// What to subscribe.
     pub work: Work,
-    /// The broker.
-    pub broker: Options,
-    /// The database, as a worker.
-    pub database: PgConnectOptions,
+    /// Sessions that the shard's filters are divided between.
+    pub sessions: usize,
+    /// Broker and database, as they are reached at the start.
+    pub access: Access,
     /// What a topic's levels mean.
     pub layout: Layout,
     /// Which times and sizes are accepted.
@@ -181,12 +177,6 @@ impl Sources {
     pub fn settings(&self) -> Result<Settings, SettingsError> {
         let manifest = self.manifest()?;
         let (spec, store) = (&manifest.pipeline.spec, &manifest.store.spec);
-        if spec.source.mqtt.sessions > 1 {
-            return Err(SettingsError::Unsupported {
-                path: "spec.source.mqtt.sessions",
-                problem: "this version opens one session; write 1",
-            });
-        }
         let max_in_hand = spec.batch.max_in_hand.bytes() as usize;
         let rules = Rules {
             max_age: spec.accept.max_age.get(),
@@ -198,8 +188,8 @@ impl Sources {
             pipeline: manifest.pipeline_name().into(),
             shard: self.shard,
             work: self.work_of(&manifest)?,
-            broker: self.broker(&manifest, max_in_hand)?,
-            database: self.database(&store.database.url)?,
+            sessions: spec.source.mqtt.sessions.into(),
+            access: self.access(&manifest)?,
             layout: self.layout(&manifest)?,
             rules,
             tenants: (store.tenants.mode == TenantMode::Listed).then(|| store.tenants.names.clone()),
@@ -221,94 +211,6 @@ impl Sources {
     fn layout(&self, manifest: &Manifest) -> Result<Layout, SettingsError> {
         Layout::parse(&manifest.pipeline.spec.source.mqtt.layout)
             .map_err(|(problem, _)| SettingsError::Plan { path: self.manifest.clone(), problem })
-    }
-
-    /// How to reach a database whose URL is a secret.
-    pub fn database(&self, url: &SecretValue) -> Result<PgConnectOptions, SettingsError> {
-        let reference = &url.secret_key_ref;
-        connection::options(&self.secret(reference)?).map_err(|_| SettingsError::Value {
-            name: reference.name.clone(),
-            key: reference.key.clone(),
-            problem: "not a database URL; write postgres://user:password@host:5432/database".to_owned(),
-        })
-    }
-
-    fn secret(&self, reference: &KeyRef) -> Result<String, SettingsError> {
-        let (file, variable) = (reference.path(&self.secrets), reference.variable());
-        let value = std::fs::read_to_string(&file).ok().or_else(|| std::env::var(&variable).ok());
-        value.map(|value| value.trim_end_matches(['\r', '\n']).to_owned()).ok_or_else(|| {
-            SettingsError::Secret { name: reference.name.clone(), key: reference.key.clone(), file, variable }
-        })
-    }
-
-    fn broker(&self, manifest: &Manifest, max_in_hand: usize) -> Result<Options, SettingsError> {
-        let mqtt = &manifest.pipeline.spec.source.mqtt;
-        let url = Url::parse(&mqtt.url).map_err(|_| SettingsError::Unsupported {
-            path: "spec.source.mqtt.url",
-            problem: "is not the URL of an MQTT broker",
-        })?;
-        let secure = url.scheme() == "mqtts";
-        let login = match &mqtt.auth {
-            None => None,
-            Some(auth) => Some(Login {
-                username: self.secret(&auth.username.secret_key_ref)?,
-                password: self.secret(&auth.password.secret_key_ref)?,
-            }),
-        };
-        Ok(Options {
-            host: url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned(),
-            port: url.port().unwrap_or(if secure { 8883 } else { 1883 }),
-            tls: if secure { Some(Arc::new(self.tls(mqtt)?)) } else { None },
-            protocol: match mqtt.protocol {
-                pipeline::Protocol::V5 => Protocol::V5,
-                pipeline::Protocol::V311 => Protocol::V311,
-            },
-            client_id: manifest.client_id(self.shard),
-            login,
-            keep_alive: mqtt.keep_alive.get(),
-            session_expiry: mqtt.session_expiry.get(),
-            receive_maximum: mqtt.receive_maximum,
-            max_packet: u32::try_from(max_in_hand).unwrap_or(u32::MAX).min(PROTOCOL_MAX_PACKET),
-            clean: false,
-        })
-    }
-
-    fn tls(&self, mqtt: &pipeline::Mqtt) -> Result<rustls::ClientConfig, SettingsError> {
-        let wrong = |name: &str, key: &str, problem: String| SettingsError::Value {
-            name: name.to_owned(),
-            key: key.to_owned(),
-            problem,
-        };
-        let mut roots = rustls::RootCertStore::empty();
-        let tls = mqtt.tls.clone().unwrap_or_default();
-        match tls.ca.and_then(|ca| ca.config_map_key_ref.or(ca.secret_key_ref)) {
-            None => {
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            }
-            Some(reference) => {
-                let pem = self.secret(&reference)?;
-                let certificates: Result<Vec<_>, _> =
-                    CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-                let certificates = certificates
-                    .map_err(|error| wrong(&reference.name, &reference.key, error.to_string()))?;
-                roots.add_parsable_certificates(certificates);
-            }
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| wrong("tls", "versions", error.to_string()))?
-            .with_root_certificates(roots);
-        let Some(own) = tls.client_certificate else { return Ok(builder.with_no_client_auth()) };
-        let read = |key: &str| self.secret(&KeyRef { name: own.secret_name.clone(), key: key.to_owned() });
-        let (certificate, key) = (read("tls.crt")?, read("tls.key")?);
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect();
-        let chain = chain.map_err(|error| wrong(&own.secret_name, "tls.crt", error.to_string()))?;
-        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
-            .map_err(|error| wrong(&own.secret_name, "tls.key", error.to_string()))?;
-        builder
-            .with_client_auth_cert(chain, key)
-            .map_err(|error| wrong(&own.secret_name, "tls.crt", error.to_string()))
     }
 }
 

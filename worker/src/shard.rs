@@ -1,8 +1,9 @@
 //! One shard's parts put together, and its life: wait for the lease, consume, let go.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 use tokio::runtime::Handle;
@@ -15,11 +16,15 @@ use crate::http::{Pages, Pulse};
 use crate::inbox::Inbox;
 use crate::ingest::Ingest;
 use crate::metrics::Metrics;
-use crate::mqtt::acks::Acks;
 use crate::mqtt::connection::Lost;
-use crate::mqtt::session::{End, Link, Marker, Order, Session, Shared};
+use crate::mqtt::lanes::Lanes;
+use crate::mqtt::options::Options;
+use crate::mqtt::session::{End, Marker, Session, Shared};
 use crate::mqtt::visit;
-use crate::settings::{Settings, Work};
+use crate::retire::RETIRE_TOPIC;
+use crate::sessions::Sessions;
+use crate::settings::{Access, Settings, Work};
+use crate::stopwatch::Occupied;
 use crate::store::breaker::Breaker;
 use crate::store::dictionary::Dictionary;
 use crate::store::lease::{self, Acquired, LeaseKey, Me};
@@ -27,6 +32,7 @@ use crate::store::lease_rules::Purpose;
 use crate::store::writer::Writer;
 use crate::store::{connection, schema, transaction};
 use crate::tenure::{LeaseView, Superseded, Tenure};
+use crate::throughput::{Look, Throughput};
 
 /// Writers of a worker: one commits while the other gathers.
 pub const WRITERS: usize = 2;
@@ -49,6 +55,10 @@ pub struct Shard {
     pub(crate) shared: Arc<Shared>,
     breaker: Arc<Breaker>,
     pub(crate) pool: PgPool,
+    /// A connection kept for readiness alone.
+    reserve: PgPool,
+    /// How to reach broker and database now.
+    pub(crate) access: watch::Receiver<Access>,
     lease: Arc<LeaseView>,
     pulse: Arc<Pulse>,
     pub(crate) key: LeaseKey,
@@ -75,21 +85,30 @@ impl Stop {
 
 impl Shard {
     /// Puts the parts together; nothing is connected yet.
-    pub fn new(settings: Settings, me: Me, writers: Handle) -> Result<Self, AssemblyError> {
+    pub fn new(
+        settings: Settings,
+        access: watch::Receiver<Access>,
+        me: Me,
+        writers: Handle,
+    ) -> Result<Self, AssemblyError> {
         let metrics = Metrics::new()?;
+        let database = access.borrow().database.clone();
         let shared = Arc::new(Shared {
             inbox: Inbox::default(),
-            acks: Acks::default(),
-            link: Mutex::new(Link::default()),
+            lanes: Lanes::default(),
             budget: Arc::new(Semaphore::new(settings.max_in_hand)),
             budget_bytes: settings.max_in_hand,
             clock: DatabaseClock::default(),
             metrics: metrics.clone(),
+            committing: Occupied::default(),
+            throughput: Throughput::default(),
         });
         let lease = Arc::new(LeaseView::default());
         lease.waiting("starting".to_owned());
         Ok(Self {
-            pool: connection::pool(settings.database.clone()),
+            pool: connection::pool(database.clone()),
+            reserve: connection::reserve(database),
+            access,
             breaker: Arc::new(Breaker::new(metrics.breaker.clone())),
             key: settings.lease_key(),
             pulse: Arc::new(Pulse::default()),
@@ -107,7 +126,7 @@ impl Shard {
             shard: self.key.0.clone(),
             shared: Arc::clone(&self.shared),
             breaker: Arc::clone(&self.breaker),
-            reserve: connection::reserve(self.settings.database.clone()),
+            reserve: self.reserve.clone(),
             lease: Arc::clone(&self.lease),
             pulse: Arc::clone(&self.pulse),
             limits: self.settings.readiness,
@@ -116,6 +135,25 @@ impl Shard {
 
     /// Runs the shard until it is told to stop. `work` changes when the plan does.
     pub async fn run(&self, work: watch::Receiver<Work>, stop: Stop) {
+        tokio::select! {
+            () = self.consume(work, stop) => {}
+            () = self.renew_pools() => {}
+        }
+    }
+
+    /// The pools' next connections use what was read last, for ever.
+    async fn renew_pools(&self) {
+        let mut access = self.access.clone();
+        while access.changed().await.is_ok() {
+            let database = access.borrow_and_update().database.clone();
+            self.pool.set_connect_options(database.clone());
+            self.reserve.set_connect_options(database);
+            self.breaker.hurry();
+        }
+        std::future::pending().await
+    }
+
+    async fn consume(&self, work: watch::Receiver<Work>, stop: Stop) {
         let mut writers = JoinSet::new();
         tokio::select! {
             () = stop.requested() => return,
@@ -172,7 +210,7 @@ impl Shard {
         });
         for _ in 0..WRITERS {
             let writer = Writer::new(
-                self.settings.database.clone(),
+                self.access.clone(),
                 Arc::clone(&self.settings.pipeline),
                 Arc::clone(&self.breaker),
                 self.shared.metrics.clone(),
@@ -244,13 +282,18 @@ impl Shard {
         }
     }
 
+    /// How to reach the broker now.
+    pub(crate) fn broker(&self) -> Options {
+        self.access.borrow().broker.clone()
+    }
+
     pub(crate) fn tenure(&self, row: lease::LeaseRow) -> Tenure {
         Tenure::new(self.pool.clone(), self.key.clone(), self.me.clone(), row, Arc::clone(&self.lease))
     }
 
     /// Whether this worker could run the shard: the database answers already; so must the broker.
     async fn preflight(&self) -> Result<(), Lost> {
-        match visit::log_in(&self.settings.broker.visit("-preflight")).await {
+        match visit::log_in(&self.broker().visit("-preflight")).await {
             // Brokers may allow a login only certain ids: that says nothing about the real one.
             Ok(_) | Err(Lost::ClientIdRefused) => Ok(()),
             Err(lost) => Err(lost),
@@ -266,12 +309,12 @@ impl Shard {
                 known,
                 "the plan is older than one followed before; keeping its filters"
             );
-            tenure.filters().into()
+            let kept: BTreeSet<String> = tenure.filters_by_session().into_iter().flatten().collect();
+            kept.into_iter().filter(|filter| !filter.starts_with(RETIRE_TOPIC)).collect()
         } else {
             first.filters()
         };
-        let (orders, mut orders_seen) = watch::channel(Order::Consume(filters));
-        let session = self.session(None);
+        let sessions = Sessions::open(self, tenure, &filters);
         let follow_plan = async {
             tenure.follows(first.generation).await;
             let mut followed = known.max(first.generation);
@@ -287,7 +330,7 @@ impl Shard {
                     filters = next.subscriptions.len(),
                     "following a new plan"
                 );
-                orders.send_replace(Order::Consume(next.filters()));
+                sessions.consume(tenure, &next.filters());
                 tenure.follows(followed).await;
             }
             std::future::pending::<()>().await;
@@ -302,13 +345,18 @@ impl Shard {
                     if !stop.handover.is_zero() {
                         let _ = tokio::time::timeout(stop.handover, tenure.handed_over()).await;
                     }
-                    orders.send_replace(Order::Settle);
+                    sessions.settle();
                 }
             }
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            end = session.run(tenure, &mut orders_seen) => end,
+            end = sessions.run(tenure) => {
+                if end == End::Superseded {
+                    self.disconnected();
+                }
+                end
+            }
             Superseded { by } = tenure.lost() => {
                 tracing::warn!(by, "superseded; committing what is in hand");
                 self.disconnected();
@@ -319,18 +367,19 @@ impl Shard {
         }
     }
 
-    /// The session was dropped with its connection.
+    /// The sessions were dropped with their connections.
     fn disconnected(&self) {
-        self.shared.acks.end();
-        self.shared.metrics.connected.set(0);
-        self.shared.link().connected = false;
+        self.shared.lanes.disconnected();
+        self.shared.show_connected();
     }
 
-    pub(crate) fn session(&self, marker: Option<Marker>) -> Session {
+    pub(crate) fn session(&self, lane: u8, marker: Option<Marker>) -> Session {
         Session {
-            options: self.settings.broker.clone(),
+            lane,
+            access: self.access.clone(),
             layout: self.settings.layout.clone(),
             marker,
+            asks_for_drops: AtomicBool::new(true),
             shared: Arc::clone(&self.shared),
         }
     }
@@ -339,7 +388,27 @@ impl Shard {
     pub(crate) async fn beat(&self) {
         loop {
             self.pulse.beat();
+            self.shared.throughput.observe(self.look());
             tokio::time::sleep(BEAT).await;
+        }
+    }
+
+    /// The counters that tell what limits the throughput.
+    fn look(&self) -> Look {
+        let (at, lanes) = (Instant::now(), self.shared.lanes.used());
+        let (session, writers) = (Handle::current().metrics(), self.writers.metrics());
+        let busy_writers: Duration =
+            (0..writers.num_workers()).map(|worker| writers.worker_total_busy_duration(worker)).sum();
+        let commits = &self.shared.metrics.commit_seconds;
+        Look {
+            at,
+            full: lanes.iter().map(|lane| lane.acks.full_for(at)).collect(),
+            committing: self.shared.committing.total(at),
+            busy: [session.worker_total_busy_duration(0), busy_writers / writers.num_workers().max(1) as u32],
+            commits: commits.get_sample_count(),
+            commit_seconds: commits.get_sample_sum(),
+            window: lanes.iter().map(|lane| lane.acks.window().observed).max().unwrap_or_default(),
+            fill: self.shared.queue_fill(),
         }
     }
 }

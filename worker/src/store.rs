@@ -6,6 +6,7 @@ pub mod copy;
 pub mod dictionary;
 pub mod lease;
 pub mod lease_rules;
+pub mod rate;
 pub mod rows;
 pub mod schema;
 mod sift;

@@ -94,7 +94,7 @@ impl Tenure {
             state.held = true;
             state.why.clear();
             state.plan_generation = row.plan_generation;
-            state.filters = row.filters.iter().cloned().collect();
+            state.filters = row.sessions.iter().flatten().cloned().collect();
         }
         Self { pool, key, me, hold: watch::Sender::new(Hold::Held), row: Mutex::new(row), view }
     }
@@ -190,41 +190,47 @@ impl Tenure {
         }
     }
 
-    /// Notes what is about to be subscribed, before it is. Returns filters that the session still
-    /// has and nobody wants.
-    pub async fn subscribing(&self, wanted: &[String]) -> Result<Vec<String>, LeaseError> {
+    /// Notes what is about to be subscribed by one of the sessions, before it is. Returns filters that
+    /// this session still has and nobody wants of it.
+    pub async fn subscribing(&self, session: u8, wanted: &[String]) -> Result<Vec<String>, LeaseError> {
         let (new, stale): (Vec<String>, Vec<String>) = {
-            let row = self.row();
+            let mut row = self.row();
+            let known = row.of(session);
             (
-                wanted.iter().filter(|filter| !row.filters.contains(filter)).cloned().collect(),
-                row.filters.iter().filter(|filter| !wanted.contains(filter)).cloned().collect(),
+                wanted.iter().filter(|filter| !known.contains(filter)).cloned().collect(),
+                known.iter().filter(|filter| !wanted.contains(filter)).cloned().collect(),
             )
         };
         if !new.is_empty() {
-            let kept = lease::add_filters(&self.pool, &self.key, &self.me, &new).await?;
+            let kept = lease::add_filters(&self.pool, &self.key, &self.me, session, &new).await?;
             if self.note(Ok(kept)).is_err() {
                 return Err(LeaseError::Superseded);
             }
-            self.row().filters.extend(new);
+            self.row().of(session).extend(new);
             self.show_filters();
         }
         Ok(stale)
     }
 
     /// Notes that the session no longer has the filter.
-    pub async fn unsubscribed(&self, filter: &str) -> Result<(), LeaseError> {
+    pub async fn unsubscribed(&self, session: u8, filter: &str) -> Result<(), LeaseError> {
         let filters = [filter.to_owned()];
-        let kept = lease::remove_filters(&self.pool, &self.key, &self.me, &filters).await?;
+        let kept = lease::remove_filters(&self.pool, &self.key, &self.me, session, &filters).await?;
         if self.note(Ok(kept)).is_ok() {
-            self.row().filters.retain(|known| known != filter);
+            self.row().of(session).retain(|known| known != filter);
             self.show_filters();
         }
         Ok(())
     }
 
-    /// Filters that the broker's session may have.
-    pub fn filters(&self) -> Vec<String> {
-        self.row().filters.clone()
+    /// Filters that one of the broker's sessions may have.
+    pub fn filters_of(&self, session: u8) -> Vec<String> {
+        self.row().sessions.get(usize::from(session)).cloned().unwrap_or_default()
+    }
+
+    /// The same of all sessions.
+    pub fn filters_by_session(&self) -> Vec<Vec<String>> {
+        self.row().sessions.clone()
     }
 
     /// Highest plan generation that was followed.
@@ -242,16 +248,24 @@ impl Tenure {
     }
 
     fn show_filters(&self) {
-        self.view.state().filters = self.row().filters.iter().cloned().collect();
+        let filters = self.row().sessions.iter().flatten().cloned().collect();
+        self.view.state().filters = filters;
     }
 
-    /// Whether the broker should have a session.
-    pub fn session_existed(&self) -> bool {
-        self.row().session_existed
+    /// Whether the broker should have the session.
+    pub fn session_existed(&self, session: u8) -> bool {
+        match session {
+            0 => self.row().session_existed,
+            // Opened for its filters, which are noted before they are subscribed.
+            _ => !self.filters_of(session).is_empty(),
+        }
     }
 
-    /// Notes that the broker has a session.
-    pub async fn session_exists(&self) -> Result<(), LeaseError> {
+    /// Notes that the broker has the session.
+    pub async fn session_exists(&self, session: u8) -> Result<(), LeaseError> {
+        if session > 0 {
+            return Ok(());
+        }
         let kept = lease::set_session_existed(&self.pool, &self.key, &self.me).await?;
         if self.note(Ok(kept)).is_ok() {
             self.row().session_existed = true;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use rustix::process::Signal;
 use sqlx::{Connection, Executor, PgConnection};
 
+use super::certificates::Authority;
 use super::process::{Process, run_in};
 use crate::wait::until_async;
 
@@ -133,6 +134,39 @@ impl Postgres {
     pub async fn start_again(&mut self) -> Result<()> {
         self.process = launch(&self.root, &self.folder, self.port, self.setup)?;
         self.wait().await
+    }
+
+    /// Has it speak TLS with a certificate of this authority, and know clients by certificates of it.
+    pub fn certify(&self, authority: &Authority) -> Result<()> {
+        let own = authority.sign("localhost")?;
+        self.put("root.crt", &authority.pem())?;
+        self.put("server.crt", &own.certificate)?;
+        self.put("server.key", &own.key)?;
+        let lines = "ssl = on\nssl_ca_file = 'root.crt'\n";
+        self.put("postgresql.auto.conf", lines)?;
+        self.process.signal(Signal::HUP);
+        Ok(())
+    }
+
+    /// How this user must prove who it is: a line of pg_hba.conf without the addresses. Others are trusted.
+    pub fn require(&self, connection: &str, user: &str, method: &str) -> Result<()> {
+        let rest = if connection == "hostssl" {
+            format!("hostnossl all {user} 127.0.0.1/32 reject\n")
+        } else {
+            String::new()
+        };
+        let rules =
+            format!("{connection} all {user} 127.0.0.1/32 {method}\n{rest}host all all 127.0.0.1/32 trust\n");
+        self.put("pg_hba.conf", &rules)?;
+        self.process.signal(Signal::HUP);
+        Ok(())
+    }
+
+    fn put(&self, file: &str, text: &str) -> Result<()> {
+        let inside = format!("{}/data/{file}", self.folder);
+        fs::write(self.root.join(inside.trim_start_matches('/')), text)?;
+        run_in(&self.root, &["chmod", "600", &inside])?;
+        run_in(&self.root, &["chown", "postgres:postgres", &inside]).map(drop)
     }
 
     /// A folder for a tablespace, on a file system of its own of so many bytes.

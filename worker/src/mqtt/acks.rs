@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::client::Client;
+use crate::stopwatch::Stopwatch;
 
 /// Windows of brokers that bound them by themselves: 10 to 50. In a larger one half a batch costs the
 /// database more than it gains.
@@ -69,7 +70,7 @@ impl AckPrefix {
     }
 }
 
-/// The acknowledgements of the current epoch, shared by the session and the writers.
+/// The acknowledgements of the current epoch of one session, shared by the session and the writers.
 #[derive(Debug, Default)]
 pub struct Acks {
     live: Mutex<Live>,
@@ -83,6 +84,15 @@ struct Live {
     /// Most deliveries seen unacknowledged at once in this epoch: the broker's window, as far as
     /// load has shown it.
     plateau: usize,
+    /// The time for which the window was full.
+    full: Stopwatch,
+}
+
+impl Live {
+    /// The window is no longer full.
+    fn over(&mut self, now: Instant) {
+        self.full.set(false, now);
+    }
 }
 
 /// The broker's window as seen from here.
@@ -94,20 +104,46 @@ pub struct Window {
     pub observed: usize,
     /// How long the oldest of them waits.
     pub oldest: Option<Duration>,
-    /// The epoch.
+    /// The epoch: how many connections there were.
     pub epoch: u64,
+    /// The fullest session's share: unacknowledged, and observed.
+    fullest: (usize, usize),
+    /// The smallest session's half.
+    half: Option<usize>,
 }
 
 impl Window {
-    /// Whether the broker sends nothing more before an acknowledgement, as far as load has shown.
+    fn of(unacked: usize, observed: usize, oldest: Option<Duration>, epoch: u64) -> Self {
+        let half = if observed <= SMALL_WINDOW { observed.div_ceil(2) } else { usize::MAX };
+        let half = (observed > 0).then_some(half);
+        Self { unacked, observed, oldest, epoch, fullest: (unacked, observed), half }
+    }
+
+    /// Two sessions' windows as one.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let share = |(unacked, observed): (usize, usize)| unacked as f64 / observed.max(1) as f64;
+        Self {
+            unacked: self.unacked + other.unacked,
+            observed: self.observed + other.observed,
+            oldest: self.oldest.max(other.oldest),
+            epoch: self.epoch + other.epoch,
+            fullest: if share(other.fullest) > share(self.fullest) { other.fullest } else { self.fullest },
+            half: self.half.into_iter().chain(other.half).min(),
+        }
+    }
+
+    /// Whether the broker sends nothing more before an acknowledgement, as far as load has shown: on one
+    /// session at least.
     pub fn is_full(&self) -> bool {
-        self.unacked >= self.observed
+        let (unacked, observed) = self.fullest;
+        unacked >= observed
     }
 
     /// Deliveries that are a batch before the window is full: half of a small window, so that the broker
     /// fills one half while the other is committed.
     pub fn half(&self) -> usize {
-        if self.observed <= SMALL_WINDOW { self.observed.div_ceil(2) } else { usize::MAX }
+        self.half.unwrap_or(0)
     }
 }
 
@@ -119,14 +155,16 @@ impl Acks {
     /// Begins the next epoch: one connection, with acknowledgements of its own. Returns its number.
     pub fn begin(&self, client: Client) -> u64 {
         let mut live = self.live();
-        *live = Live { epoch: live.epoch + 1, client: Some(client), ..Live::default() };
+        live.over(Instant::now());
+        *live = Live { epoch: live.epoch + 1, client: Some(client), full: live.full, ..Live::default() };
         live.epoch
     }
 
     /// Ends the current epoch. What is unacknowledged is never acknowledged; the broker sends it again.
     pub fn end(&self) {
         let mut live = self.live();
-        *live = Live { epoch: live.epoch, ..Live::default() };
+        live.over(Instant::now());
+        *live = Live { epoch: live.epoch, full: live.full, ..Live::default() };
     }
 
     /// Takes in a delivery at QoS 1 of the current epoch. Returns its place, and the window.
@@ -135,7 +173,9 @@ impl Acks {
         let seq = live.prefix.push(packet_id, arrived);
         let unacked = live.prefix.len();
         live.plateau = live.plateau.max(unacked);
-        (seq, Window { unacked, observed: live.plateau, oldest: None, epoch: live.epoch })
+        let full = unacked >= live.plateau;
+        live.full.set(full, arrived);
+        (seq, Window::of(unacked, live.plateau, None, live.epoch))
     }
 
     /// Notes committed deliveries and acknowledges the longest committed prefix. Returns how many
@@ -155,18 +195,22 @@ impl Acks {
             // All at once: a system call for each would cost more than the rest of a message.
             client.acknowledge(std::iter::from_fn(|| prefix.pop()));
         }
+        if live.prefix.len() < live.plateau {
+            live.over(Instant::now());
+        }
         stale
+    }
+
+    /// The time for which the window has been full, in all epochs.
+    pub fn full_for(&self, now: Instant) -> Duration {
+        self.live().full.total(now)
     }
 
     /// The window now.
     pub fn window(&self) -> Window {
         let live = self.live();
-        Window {
-            unacked: live.prefix.len(),
-            observed: live.plateau,
-            oldest: live.prefix.oldest().map(|arrived| arrived.elapsed()),
-            epoch: live.epoch,
-        }
+        let oldest = live.prefix.oldest().map(|arrived| arrived.elapsed());
+        Window::of(live.prefix.len(), live.plateau, oldest, live.epoch)
     }
 }
 
@@ -175,6 +219,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn of_several_windows_the_fullest_says_full_and_the_smallest_gives_the_half() {
+        let (idle, slow, busy) =
+            (Window::of(0, 0, None, 0), Window::of(3, 20, None, 1), Window::of(10, 10, None, 2));
+        let both = idle.and(slow).and(busy);
+        assert!(both.is_full() && !idle.and(slow).is_full());
+        assert_eq!((both.unacked, both.observed, both.epoch, both.half()), (13, 30, 3, 5));
+        assert_eq!(Window::of(1, 1000, None, 1).and(idle).half(), usize::MAX);
+    }
 
     proptest! {
         #[test]

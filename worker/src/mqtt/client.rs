@@ -81,7 +81,15 @@ impl Client {
     pub fn subscribe(&self, filters: &[String]) -> bool {
         self.outbox.add(|waiting| {
             let packet_id = waiting.next_packet_id();
-            wire::subscribe(self.protocol, packet_id, filters, &mut waiting.bytes)
+            wire::subscribe(self.protocol, packet_id, filters, true, &mut waiting.bytes)
+        })
+    }
+
+    /// SUBSCRIBE of one filter at QoS 0.
+    pub fn subscribe_unprotected(&self, filter: &str) -> bool {
+        self.outbox.add(|waiting| {
+            let packet_id = waiting.next_packet_id();
+            wire::subscribe(self.protocol, packet_id, &[filter.to_owned()], false, &mut waiting.bytes)
         })
     }
 

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::options::Options;
+use super::tls;
 use super::wire::{self, Packet};
 
 /// How long TCP, TLS and CONNACK may take together.
@@ -41,6 +42,8 @@ pub enum Event {
     Publish(Publish),
     /// PUBACK of a message of ours.
     Published,
+    /// PINGRESP, so long after PINGREQ.
+    Pong(Duration),
     /// Our DISCONNECT left.
     Disconnected,
     /// Anything else: the connection lives.
@@ -90,6 +93,9 @@ pub enum Lost {
     /// The broker refused the connection for another reason.
     #[error("the broker refused the connection: {0}")]
     Refused(String),
+    /// One side does not trust the other's certificate.
+    #[error("TLS: {0}")]
+    Untrusted(String),
     /// A packet is larger than we accept.
     #[error("a packet is larger than this client accepts: {0}")]
     PacketTooLarge(String),
@@ -112,6 +118,7 @@ impl Lost {
             Self::ClientIdRefused => "client_id_refused",
             Self::LoginRefused(_) => "login_refused",
             Self::Refused(_) => "connection_refused",
+            Self::Untrusted(_) => "tls_refused",
             Self::PacketTooLarge(_) => "packet_too_large",
             Self::Failed(_) => "connection_failed",
             Self::Silent(_) => "broker_silent",
@@ -135,6 +142,7 @@ pub struct Connection {
     keep_alive: Duration,
     ping_at: Instant,
     heard_at: Instant,
+    pinged_at: Instant,
     /// UNSUBSCRIBEs not yet answered: their packet ids and filters.
     unsubscribing: VecDeque<(u16, String)>,
 }
@@ -158,6 +166,7 @@ impl Connection {
             keep_alive: options.keep_alive,
             ping_at: now,
             heard_at: now,
+            pinged_at: now,
             unsubscribing: VecDeque::new(),
             options: options.clone(),
         }
@@ -213,7 +222,8 @@ impl Connection {
                         return Err(Lost::Silent(silence));
                     }
                     wire::ping(output);
-                    self.ping_at = Instant::now() + self.keep_alive;
+                    self.pinged_at = Instant::now();
+                    self.ping_at = self.pinged_at + self.keep_alive;
                 }
             }
         }
@@ -281,6 +291,7 @@ impl Connection {
             Packet::ConnAck(granted) => Event::Connected(granted),
             Packet::SubAck(grants) => Event::Subscribed(grants),
             Packet::PubAck => Event::Published,
+            Packet::Pong => Event::Pong(self.pinged_at.elapsed()),
             Packet::UnsubAck(packet_id) => {
                 let index = self.unsubscribing.iter().position(|(id, _)| *id == packet_id);
                 let answered = index.and_then(|index| self.unsubscribing.remove(index));
@@ -320,7 +331,7 @@ async fn exchange(
 
 #[allow(clippy::needless_pass_by_value)]
 fn failed(error: io::Error) -> Lost {
-    Lost::Failed(error.to_string())
+    tls::refusal(&error).map_or_else(|| Lost::Failed(error.to_string()), Lost::Untrusted)
 }
 
 #[cfg(test)]

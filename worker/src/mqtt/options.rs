@@ -58,6 +58,16 @@ impl std::fmt::Debug for Login {
 }
 
 impl Options {
+    /// Of one session of the shard. The first has the shard's client id, the others append their number.
+    #[must_use]
+    pub fn of_session(&self, session: u8) -> Self {
+        let mut options = self.clone();
+        if session > 0 {
+            options.client_id = format!("{}-{session}", self.client_id);
+        }
+        options
+    }
+
     /// The same broker and login for a short visit under another client id that leaves no session.
     #[must_use]
     pub fn visit(&self, suffix: &str) -> Self {

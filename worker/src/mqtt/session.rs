@@ -1,23 +1,27 @@
 //! Keeps one session with the broker: connects while the lease is held, subscribes, takes
 //! deliveries in, and settles when asked.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use penstock_crds::topic::Layout;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 
-use super::acks::Acks;
 use super::connection::{Connection, Event, Granted, Lost, Publish};
+use super::lanes::{Lane, Lanes};
 use super::options::Options;
 use crate::clock::DatabaseClock;
 use crate::decode;
 use crate::delivery::{Delivery, InHand};
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
+use crate::settings::Access;
+use crate::stopwatch::Occupied;
 use crate::tenure::Tenure;
+use crate::throughput::Throughput;
 
 /// What a delivery costs beside its bytes.
 const DELIVERY_OVERHEAD: usize = 256;
@@ -26,6 +30,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// A connection that lived this long starts backoff anew.
 const STEADY: Duration = Duration::from_secs(10);
+/// Where Mosquitto tells how many messages it has dropped in all.
+const BROKER_DROPS: &str = "$SYS/broker/publish/messages/dropped";
 /// Refused filters are asked for again this often.
 const RESUBSCRIBE: Duration = Duration::from_secs(30);
 
@@ -36,6 +42,8 @@ pub enum Order {
     Consume(Arc<[String]>),
     /// Take nothing more in; once nothing is in hand, disconnect and keep the broker's session.
     Settle,
+    /// Disconnect once nothing of this session is unacknowledged; others go on.
+    Leave,
 }
 
 /// How a session's work ended.
@@ -47,28 +55,13 @@ pub enum End {
     Superseded,
 }
 
-/// The link to the broker, for readiness and status.
-#[derive(Debug, Clone, Default, serde::Serialize)]
-pub struct Link {
-    /// CONNACK received, connection open.
-    pub connected: bool,
-    /// Whether the broker had the session at the last connect.
-    pub session_present: Option<bool>,
-    /// For each filter the granted QoS, or the refusal; `None` until SUBACK.
-    pub subscriptions: BTreeMap<String, Option<Result<u8, String>>>,
-    /// Why the last connection ended: the reason's word, and for a person.
-    pub last_end: Option<(&'static str, String)>,
-}
-
-/// What the session shares with the rest of the worker.
+/// What the sessions share with the rest of the worker.
 #[derive(Debug)]
 pub struct Shared {
     /// Deliveries for the writers.
     pub inbox: Inbox,
-    /// Acknowledgements for the broker.
-    pub acks: Acks,
-    /// The link's state.
-    pub link: Mutex<Link>,
+    /// The sessions' acknowledgements and links.
+    pub lanes: Lanes,
     /// The byte budget of all deliveries in hand.
     pub budget: Arc<Semaphore>,
     /// Its size.
@@ -77,12 +70,22 @@ pub struct Shared {
     pub clock: DatabaseClock,
     /// Counters.
     pub metrics: Metrics,
+    /// While writers have batches on their way into the database.
+    pub committing: Occupied,
+    /// What limits the throughput.
+    pub throughput: Throughput,
 }
 
 impl Shared {
-    /// The link's state.
-    pub fn link(&self) -> MutexGuard<'_, Link> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Share of the byte budget in use.
+    pub fn queue_fill(&self) -> f64 {
+        let total = self.budget_bytes;
+        total.saturating_sub(self.budget.available_permits()) as f64 / total.max(1) as f64
+    }
+
+    /// Shows whether all sessions are connected and subscribed.
+    pub fn show_connected(&self) {
+        self.metrics.connected.set(i64::from(self.lanes.are_whole()));
     }
 }
 
@@ -98,23 +101,43 @@ pub struct Marker {
 /// One session with the broker.
 #[derive(Debug)]
 pub struct Session {
-    /// How to reach the broker.
-    pub options: Options,
+    /// Which of the shard's sessions it is.
+    pub lane: u8,
+    /// How to reach the broker now.
+    pub access: watch::Receiver<Access>,
     /// Finds a delivery's tenant.
     pub layout: Layout,
     /// Set to watch for the message that ends the queue of a retiring shard.
     pub marker: Option<Marker>,
+    /// Whether the broker may be asked what it dropped: not if it ended the connection for that, or refused.
+    pub asks_for_drops: AtomicBool,
     /// Shared with the rest of the worker.
     pub shared: Arc<Shared>,
 }
 
 impl Session {
+    fn lane(&self) -> &Lane {
+        self.shared.lanes.get(self.lane)
+    }
+
     /// Works for as long as the lease is held and until settled.
     pub async fn run(&self, tenure: &Tenure, orders: &mut watch::Receiver<Order>) -> End {
-        let mut failures = 0u32;
+        let (mut failures, mut access) = (0u32, self.access.clone());
         loop {
-            if *orders.borrow() == Order::Settle {
-                return self.settle_offline().await;
+            let order = orders.borrow_and_update().clone();
+            match order {
+                Order::Settle => return self.settle_offline().await,
+                Order::Leave => return End::Settled,
+                // A session beside the first is opened for its filters alone.
+                Order::Consume(wanted)
+                    if self.lane > 0 && wanted.is_empty() && tenure.filters_of(self.lane).is_empty() =>
+                {
+                    if orders.changed().await.is_err() {
+                        return End::Superseded;
+                    }
+                    continue;
+                }
+                Order::Consume(_) => {}
             }
             tokio::select! {
                 held = tenure.confirmed() => if held.is_err() {
@@ -127,6 +150,7 @@ impl Session {
                 _ = orders.changed() => continue,
             }
             let started = Instant::now();
+            access.mark_unchanged();
             let lost = match self.serve(tenure, orders).await {
                 Ok(()) => {
                     self.ended(None);
@@ -143,19 +167,23 @@ impl Session {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 _ = orders.changed() => {}
+                // The login that was refused may be another one now.
+                Ok(()) = access.changed() => {}
             }
         }
     }
 
     fn ended(&self, lost: Option<&Lost>) {
-        self.shared.acks.end();
-        self.shared.metrics.connected.set(0);
-        let mut link = self.shared.link();
-        link.connected = false;
-        if let Some(lost) = lost {
-            link.last_end = Some((lost.reason(), lost.to_string()));
-            self.shared.metrics.disconnects.with_label_values(&[lost.reason()]).inc();
+        self.lane().acks.end();
+        {
+            let mut link = self.lane().link();
+            link.connected = false;
+            if let Some(lost) = lost {
+                link.last_end = Some((lost.reason(), lost.to_string()));
+                self.shared.metrics.disconnects.with_label_values(&[lost.reason()]).inc();
+            }
         }
+        self.shared.show_connected();
     }
 
     /// Without a connection the broker keeps what is unacknowledged; what is in hand is still committed.
@@ -174,7 +202,8 @@ impl Session {
 
     /// Serves one connection. `Ok` when settled.
     async fn serve(&self, tenure: &Tenure, orders: &mut watch::Receiver<Order>) -> Result<(), Lost> {
-        let mut connection = Connection::new(&self.options);
+        let options = self.access.borrow().broker.of_session(self.lane);
+        let mut connection = Connection::new(&options);
         let granted = loop {
             if let Event::Connected(granted) = connection.next().await? {
                 break granted;
@@ -182,18 +211,22 @@ impl Session {
         };
         let mut serving = Serving {
             session: self,
-            epoch: self.shared.acks.begin(connection.client().clone()),
+            options: &options,
+            epoch: self.lane().acks.begin(connection.client().clone()),
             subscribing: VecDeque::new(),
             refused: BTreeSet::new(),
+            stale: Vec::new(),
             asked: Instant::now(),
             settling: false,
+            leaving: false,
         };
-        self.shared.metrics.epoch.set(serving.epoch as i64);
+        self.shared.metrics.epoch.inc();
         serving.greet(&granted, tenure);
         let order = orders.borrow_and_update().clone();
         serving.follow(&mut connection, tenure, &order).await?;
+        serving.ask_for_drops(&connection);
 
-        let silence = self.options.keep_alive * 2;
+        let silence = options.keep_alive * 2;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -215,16 +248,26 @@ impl Session {
     }
 }
 
+/// What a SUBSCRIBE asked for.
+enum Asked {
+    Filters(Vec<String>),
+    Drops,
+}
+
 /// One connection being served.
 struct Serving<'a> {
     session: &'a Session,
+    options: &'a Options,
     epoch: u64,
     /// Filters of each SUBSCRIBE not yet answered.
-    subscribing: VecDeque<Vec<String>>,
+    subscribing: VecDeque<Asked>,
     refused: BTreeSet<String>,
+    /// Filters that are still to be unsubscribed.
+    stale: Vec<String>,
     /// When filters were last subscribed.
     asked: Instant,
     settling: bool,
+    leaving: bool,
 }
 
 impl Serving<'_> {
@@ -232,23 +275,27 @@ impl Serving<'_> {
         &self.session.shared
     }
 
+    fn lane(&self) -> &Lane {
+        self.session.lane()
+    }
+
     fn greet(&self, granted: &Granted, tenure: &Tenure) {
         {
-            let mut link = self.shared().link();
+            let mut link = self.lane().link();
             link.connected = true;
             link.session_present = Some(granted.session_present);
             link.subscriptions.clear();
         }
-        if !granted.session_present && tenure.session_existed() {
+        if !granted.session_present && tenure.session_existed(self.session.lane) {
             self.shared().metrics.sessions_lost.inc();
             tracing::error!(
-                client_id = self.session.options.client_id,
+                client_id = self.options.client_id,
                 "the broker no longer has the session: what it queued for it is lost"
             );
         }
         tracing::info!(
             epoch = self.epoch,
-            client_id = self.session.options.client_id,
+            client_id = self.options.client_id,
             session_present = granted.session_present,
             "connected to the broker"
         );
@@ -261,13 +308,20 @@ impl Serving<'_> {
         tenure: &Tenure,
         order: &Order,
     ) -> Result<(), Lost> {
-        let Order::Consume(wanted) = order else {
-            self.settling = true;
-            return Ok(());
+        let wanted = match order {
+            Order::Consume(wanted) => wanted,
+            Order::Settle => {
+                self.settling = true;
+                return Ok(());
+            }
+            Order::Leave => {
+                self.leaving = true;
+                return Ok(());
+            }
         };
         self.refused.retain(|filter| wanted.contains(filter));
         let subscribed = {
-            let mut link = self.shared().link();
+            let mut link = self.lane().link();
             let new: Vec<_> =
                 wanted.iter().filter(|f| !link.subscriptions.contains_key(*f)).cloned().collect();
             link.subscriptions.retain(|filter, _| wanted.contains(filter));
@@ -275,21 +329,43 @@ impl Serving<'_> {
             new
         };
         // Written down first, so that whoever serves this session next knows what to unsubscribe.
-        let stale = tenure.subscribing(wanted).await.map_err(|error| Lost::Failed(error.to_string()))?;
+        let noted = tenure.subscribing(self.session.lane, wanted).await;
+        self.stale = noted.map_err(|error| Lost::Failed(error.to_string()))?;
         if !subscribed.is_empty() {
             self.subscribe(connection, subscribed);
         }
-        for filter in stale {
-            connection.unsubscribe(&filter);
-        }
-        self.show_connected();
+        self.unsubscribe_stale(connection);
+        self.shared().show_connected();
         Ok(())
+    }
+
+    /// Unsubscribes what no longer is wanted here, unless another session is still to have it.
+    fn unsubscribe_stale(&mut self, connection: &mut Connection) {
+        let (lanes, lane) = (&self.session.shared.lanes, self.session.lane);
+        self.stale.retain(|filter| {
+            let waits = lanes.awaits(filter, lane);
+            if !waits {
+                connection.unsubscribe(filter);
+            }
+            waits
+        });
     }
 
     fn subscribe(&mut self, connection: &Connection, filters: Vec<String>) {
         connection.client().subscribe(&filters);
-        self.subscribing.push_back(filters);
+        self.subscribing.push_back(Asked::Filters(filters));
         self.asked = Instant::now();
+    }
+
+    /// One session asks the broker what it dropped. At QoS 0, so that the answers are no deliveries.
+    fn ask_for_drops(&mut self, connection: &Connection) {
+        let session = self.session;
+        let first = session.lane == 0 && session.marker.is_none();
+        // Not again, unless it is granted: there are brokers that end the connection instead of refusing.
+        if first && session.asks_for_drops.swap(false, Ordering::Relaxed) {
+            connection.client().subscribe_unprotected(BROKER_DROPS);
+            self.subscribing.push_back(Asked::Drops);
+        }
     }
 
     async fn on_event(&mut self, event: Event, tenure: &Tenure) -> Result<(), Lost> {
@@ -297,22 +373,35 @@ impl Serving<'_> {
             Event::Publish(publish) => self.take_in(publish).await?,
             Event::Subscribed(grants) => self.subscribed(grants, tenure).await,
             // Wanted again meanwhile: SUBSCRIBE followed on the wire.
-            Event::Unsubscribed(filter) if self.shared().link().subscriptions.contains_key(&filter) => {}
+            Event::Unsubscribed(filter) if self.lane().link().subscriptions.contains_key(&filter) => {}
             Event::Unsubscribed(filter) => {
                 tracing::info!(filter, "unsubscribed");
                 // Not noted, it must be unsubscribed again: by the next connection.
-                tenure.unsubscribed(&filter).await.map_err(|error| Lost::Failed(error.to_string()))?;
+                tenure
+                    .unsubscribed(self.session.lane, &filter)
+                    .await
+                    .map_err(|error| Lost::Failed(error.to_string()))?;
             }
+            Event::Pong(trip) => self.lane().went_round(trip),
             Event::Connected(_) | Event::Disconnected | Event::Published | Event::Alive => {}
         }
         Ok(())
     }
 
     async fn subscribed(&mut self, grants: Vec<Result<u8, String>>, tenure: &Tenure) {
-        let filters = self.subscribing.pop_front().unwrap_or_default();
+        let filters = match self.subscribing.pop_front() {
+            Some(Asked::Filters(filters)) => filters,
+            Some(Asked::Drops) => {
+                let granted = grants.first().is_some_and(Result::is_ok);
+                self.session.asks_for_drops.store(granted, Ordering::Relaxed);
+                return;
+            }
+            None => return,
+        };
+        self.lane().went_round(self.asked.elapsed());
         let mut granted_any = false;
         {
-            let mut link = self.session.shared.link();
+            let mut link = self.session.lane().link();
             for (filter, grant) in filters.into_iter().zip(grants) {
                 match &grant {
                     Ok(qos) if *qos >= 1 => {
@@ -333,19 +422,21 @@ impl Serving<'_> {
                 }
             }
         }
-        self.show_connected();
-        if granted_any && !tenure.session_existed() {
-            let _ = tenure.session_exists().await;
+        self.shared().show_connected();
+        if granted_any && !tenure.session_existed(self.session.lane) {
+            let _ = tenure.session_exists(self.session.lane).await;
         }
     }
 
-    fn show_connected(&self) {
-        let granted = self.shared().link().subscriptions.values().all(|grant| matches!(grant, Some(Ok(1..))));
-        self.shared().metrics.connected.set(i64::from(granted));
-    }
-
     fn on_tick(&mut self, connection: &mut Connection) {
-        if self.settling {
+        if !self.stale.is_empty() {
+            self.unsubscribe_stale(connection);
+        }
+        if self.leaving {
+            if self.lane().acks.window().unacked == 0 {
+                connection.client().disconnect();
+            }
+        } else if self.settling {
             if self.shared().metrics.in_flight.get() == 0 {
                 connection.client().disconnect();
             }
@@ -356,10 +447,17 @@ impl Serving<'_> {
 
     /// Takes a delivery in, or waits a while for room for it.
     async fn take_in(&mut self, publish: Publish) -> Result<(), Lost> {
-        let Self { session, epoch, settling, .. } = self;
+        let Self { session, options, epoch, settling, .. } = self;
         let shared = &session.shared;
         let metrics = &shared.metrics;
         let qos0 = publish.packet_id == 0;
+        if qos0 && publish.topic == BROKER_DROPS.as_bytes() {
+            if let Some(count) = std::str::from_utf8(&publish.payload).ok().and_then(|text| text.parse().ok())
+            {
+                metrics.broker_dropped.set(count);
+            }
+            return Ok(());
+        }
         if *settling && !qos0 {
             // Not taken in: the broker keeps it.
             return Ok(());
@@ -368,8 +466,8 @@ impl Serving<'_> {
             session.marker.as_ref().filter(|marker| publish.topic == marker.topic.as_bytes())
         {
             if !qos0 {
-                let (seq, _) = shared.acks.push(publish.packet_id, Instant::now());
-                shared.acks.commit(std::iter::once((*epoch, seq)));
+                let (seq, _) = session.lane().acks.push(publish.packet_id, Instant::now());
+                session.lane().acks.commit(std::iter::once((*epoch, seq)));
             }
             marker.seen.send_replace(Some(String::from_utf8_lossy(&publish.payload).into_owned()));
             return Ok(());
@@ -386,7 +484,7 @@ impl Serving<'_> {
             }
             _ => {
                 // Pings stop meanwhile, so not for long.
-                let patience = session.options.keep_alive / 2;
+                let patience = options.keep_alive / 2;
                 match tokio::time::timeout(patience, Arc::clone(&shared.budget).acquire_many_owned(cost))
                     .await
                 {
@@ -406,10 +504,13 @@ impl Serving<'_> {
         let (seq, window) = if qos0 {
             (None, None)
         } else {
-            let (seq, window) = shared.acks.push(publish.packet_id, arrived);
+            let lane = session.lane();
+            lane.received.fetch_add(1, Ordering::Relaxed);
+            let (seq, window) = lane.acks.push(publish.packet_id, arrived);
             (Some(seq), Some(window))
         };
         let waiting = shared.inbox.push(Delivery {
+            lane: session.lane,
             epoch: *epoch,
             seq,
             tenant: decode::tenant(&session.layout, &publish.topic).map(Into::into),
@@ -420,7 +521,7 @@ impl Serving<'_> {
             arrived,
             in_hand: InHand::new(budget, metrics.in_flight.clone()),
         });
-        if window.is_some_and(|window| window.is_full() || waiting == window.half()) {
+        if window.is_some_and(|window| window.is_full() || waiting >= window.half()) {
             shared.inbox.wake();
         }
         Ok(())

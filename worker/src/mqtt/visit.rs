@@ -7,6 +7,8 @@ use super::options::Options;
 
 /// How long a visit may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a retained message may take.
+const RETAINED: Duration = Duration::from_secs(1);
 
 /// Logs in and out. A broker that refuses the client id has said nothing about the login.
 pub async fn log_in(options: &Options) -> Result<Granted, Lost> {
@@ -37,6 +39,22 @@ pub async fn publish(options: &Options, topic: &str, payload: &str) -> Result<()
     until(&mut connection, |event| matches!(event, Event::Published).then_some(())).await?;
     log_out(connection).await;
     Ok(())
+}
+
+/// A retained message that the broker has on the topic, if it lets this login read it.
+pub async fn retained(options: &Options, topic: &str) -> Option<String> {
+    let mut connection = Connection::new(options);
+    until(&mut connection, |event| matches!(event, Event::Connected(_)).then_some(())).await.ok()?;
+    connection.client().subscribe_unprotected(topic);
+    let message = until(&mut connection, |event| match event {
+        Event::Publish(publish) if publish.topic == topic.as_bytes() => {
+            Some(String::from_utf8_lossy(&publish.payload).into_owned())
+        }
+        _ => None,
+    });
+    let message = tokio::time::timeout(RETAINED, message).await.ok()?.ok()?;
+    log_out(connection).await;
+    Some(message)
 }
 
 /// DISCONNECT, as far as it goes.

@@ -15,6 +15,7 @@ pub(super) enum Packet {
     UnsubAck(u16),
     Publish(Publish),
     PubAck,
+    Pong,
     Other,
 }
 
@@ -83,6 +84,7 @@ fn from_v5(packet: p5::Packet) -> Result<Packet, Lost> {
         ),
         p5::Packet::UnsubAck(ack) => Packet::UnsubAck(ack.pkid),
         p5::Packet::PubAck(_) => Packet::PubAck,
+        p5::Packet::PingResp(_) => Packet::Pong,
         p5::Packet::Disconnect(end) => {
             if end.reason_code == p5::DisconnectReasonCode::SessionTakenOver {
                 return Err(Lost::TakenOver);
@@ -126,6 +128,7 @@ fn from_v311(packet: p4::Packet) -> Result<Packet, Lost> {
         ),
         p4::Packet::UnsubAck(ack) => Packet::UnsubAck(ack.pkid),
         p4::Packet::PubAck(_) => Packet::PubAck,
+        p4::Packet::PingResp => Packet::Pong,
         _ => Packet::Other,
     })
 }
@@ -190,13 +193,21 @@ fn written(result: Result<usize, String>) -> Result<(), Lost> {
     result.map(drop).map_err(Lost::Failed)
 }
 
-/// SUBSCRIBE at QoS 1, all filters in one packet. Retained messages come with a new subscription only.
-pub(super) fn subscribe(protocol: Protocol, packet_id: u16, filters: &[String], out: &mut BytesMut) -> bool {
+/// SUBSCRIBE, all filters in one packet. Retained messages come with a new subscription only, at QoS 0 always.
+pub(super) fn subscribe(
+    protocol: Protocol,
+    packet_id: u16,
+    filters: &[String],
+    protected: bool,
+    out: &mut BytesMut,
+) -> bool {
+    let qos5 = if protected { QoS5::AtLeastOnce } else { QoS5::AtMostOnce };
+    let qos4 = if protected { mqttbytes::QoS::AtLeastOnce } else { mqttbytes::QoS::AtMostOnce };
     match protocol {
         Protocol::V5 => {
             let filters = filters.iter().map(|filter| {
-                let mut filter = p5::Filter::new(filter, QoS5::AtLeastOnce);
-                if !filter.path.starts_with("$share/") {
+                let mut filter = p5::Filter::new(filter, qos5);
+                if protected && !filter.path.starts_with("$share/") {
                     filter.retain_forward_rule = p5::RetainForwardRule::OnNewSubscribe;
                 }
                 filter
@@ -206,9 +217,7 @@ pub(super) fn subscribe(protocol: Protocol, packet_id: u16, filters: &[String], 
             subscribe.write(out).is_ok()
         }
         Protocol::V311 => {
-            let filters = filters
-                .iter()
-                .map(|filter| p4::SubscribeFilter::new(filter.clone(), mqttbytes::QoS::AtLeastOnce));
+            let filters = filters.iter().map(|filter| p4::SubscribeFilter::new(filter.clone(), qos4));
             let mut subscribe = p4::Subscribe::new_many(filters);
             subscribe.pkid = packet_id;
             subscribe.write(out).is_ok()

@@ -90,6 +90,14 @@ impl Breaker {
         self.changed.notify_waiters();
     }
 
+    /// Ends the pause of an open breaker: what made attempts fail may have changed.
+    pub fn hurry(&self) {
+        let mut state = self.state();
+        state.open_until = state.open_until.map(|_| Instant::now());
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
     /// Why the breaker is open, if it is: class and message of the last failure.
     pub fn open(&self) -> Option<(Class, String)> {
         self.state().last.clone()

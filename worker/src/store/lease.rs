@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::connection;
 pub use super::lease_rules::TTL;
 use super::lease_rules::{Asker, Decision, Held, Purpose, decide, wait_after};
+use crate::mqtt::lanes::MAX_SESSIONS;
 
 /// How long one question about a lease may take.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -28,12 +29,47 @@ pub struct Me {
 /// What the row remembers beside its holder.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeaseRow {
-    /// Filters that the broker's session may have.
-    pub filters: Vec<String>,
+    /// Filters that each of the broker's sessions may have; the first session's at least.
+    pub sessions: Vec<Vec<String>>,
     /// Highest plan generation that was followed.
     pub plan_generation: i64,
-    /// The broker should have a session.
+    /// The broker should have the first session.
     pub session_existed: bool,
+}
+
+impl LeaseRow {
+    /// The filters of one session, which has a place from now on.
+    pub fn of(&mut self, session: u8) -> &mut Vec<String> {
+        let index = usize::from(session);
+        if self.sessions.len() <= index {
+            self.sessions.resize(index + 1, Vec::new());
+        }
+        &mut self.sessions[index]
+    }
+
+    fn from_columns(
+        filters: Vec<String>,
+        more: &[String],
+        plan_generation: i64,
+        session_existed: bool,
+    ) -> Self {
+        let mut row = Self { sessions: vec![filters], plan_generation, session_existed };
+        for (session, filter) in more.iter().filter_map(|entry| entry.split_once(':')) {
+            match session.parse() {
+                Ok(session) if usize::from(session) < MAX_SESSIONS => row.of(session).push(filter.to_owned()),
+                _ => {}
+            }
+        }
+        row
+    }
+}
+
+/// The column for a session's filters, and how they stand there.
+fn column(session: u8, filters: &[String]) -> (&'static str, Vec<String>) {
+    match session {
+        0 => ("filters", filters.to_vec()),
+        _ => ("more_filters", filters.iter().map(|filter| format!("{session}:{filter}")).collect()),
+    }
 }
 
 /// Whether a lease is still held.
@@ -111,7 +147,8 @@ async fn ask_for(
     let row = sqlx::query(
         "SELECT instance, retiring, \
                 CASE WHEN isfinite(expires_at) THEN (extract(epoch FROM expires_at) * 1000000)::int8 ELSE 0 END, \
-                filters, plan_generation, session_existed, (extract(epoch FROM clock_timestamp()) * 1000000)::int8 \
+                filters, plan_generation, session_existed, (extract(epoch FROM clock_timestamp()) * 1000000)::int8, \
+                more_filters \
          FROM penstock.shard_lease WHERE shard = $1 FOR UPDATE",
     )
     .bind(&key.0)
@@ -119,11 +156,8 @@ async fn ask_for(
     .await?;
     let (holder, retiring, expires_at, now): (Option<String>, bool, i64, i64) =
         (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(6)?);
-    let state = LeaseRow {
-        filters: row.try_get(3)?,
-        plan_generation: row.try_get(4)?,
-        session_existed: row.try_get(5)?,
-    };
+    let more: Vec<String> = row.try_get(7)?;
+    let state = LeaseRow::from_columns(row.try_get(3)?, &more, row.try_get(4)?, row.try_get(5)?);
 
     sqlx::query(
         "INSERT INTO penstock.shard_instance (shard, instance, rank) \
@@ -226,10 +260,12 @@ pub async fn add_filters(
     pool: &PgPool,
     key: &LeaseKey,
     me: &Me,
+    session: u8,
     filters: &[String],
 ) -> Result<Kept, LeaseError> {
-    let set = "filters = ARRAY(SELECT DISTINCT f FROM unnest(filters || $4) f ORDER BY f)";
-    update(pool, key, me, set, filters).await
+    let (column, filters) = column(session, filters);
+    let set = format!("{column} = ARRAY(SELECT DISTINCT f FROM unnest({column} || $4) f ORDER BY f)");
+    update(pool, key, me, &set, &filters).await
 }
 
 /// Notes filters that the session no longer has.
@@ -237,10 +273,12 @@ pub async fn remove_filters(
     pool: &PgPool,
     key: &LeaseKey,
     me: &Me,
+    session: u8,
     filters: &[String],
 ) -> Result<Kept, LeaseError> {
-    let set = "filters = ARRAY(SELECT f FROM unnest(filters) f WHERE f <> ALL ($4) ORDER BY f)";
-    update(pool, key, me, set, filters).await
+    let (column, filters) = column(session, filters);
+    let set = format!("{column} = ARRAY(SELECT f FROM unnest({column}) f WHERE f <> ALL ($4) ORDER BY f)");
+    update(pool, key, me, &set, &filters).await
 }
 
 /// Notes that the broker has a session.
@@ -316,4 +354,22 @@ async fn try_update(
             .await?;
     connection.give_back();
     Ok(Kept::Superseded { by: holder.flatten().unwrap_or_else(|| "nobody".to_owned()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filters_of_each_session_come_back_as_they_were_noted() {
+        let noted: Vec<Vec<String>> = [vec!["a/#"], vec!["b:c/+", "7:x"], vec![], vec!["d"]]
+            .map(|filters| filters.into_iter().map(str::to_owned).collect())
+            .into();
+        let mut more = vec!["no session".to_owned(), "99:x".to_owned(), "300:x".to_owned()];
+        for session in 1..4u8 {
+            more.extend(column(session, &noted[usize::from(session)]).1);
+        }
+        let row = LeaseRow::from_columns(column(0, &noted[0]).1, &more, 3, true);
+        assert_eq!(row, LeaseRow { sessions: noted, plan_generation: 3, session_existed: true });
+    }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
+use tokio::sync::watch;
 
 use super::breaker::Breaker;
 use super::sqlstate::{AttemptError, Class};
@@ -12,6 +12,7 @@ use super::transaction::{self, Path};
 use crate::batch::{Batch, Outcome};
 use crate::decode::{Micros, Reason};
 use crate::metrics::Metrics;
+use crate::settings::Access;
 
 /// How long an attempt may take. A large batch on a slow database may need longer, so each attempt
 /// that runs into its deadline doubles the next one's.
@@ -22,7 +23,8 @@ const LONGEST_DEADLINE: Duration = Duration::from_mins(2);
 /// server still has to say on it is unknown.
 #[derive(Debug)]
 pub struct Writer {
-    options: PgConnectOptions,
+    /// How to reach the database now.
+    access: watch::Receiver<Access>,
     /// Namespace and name of the pipeline, for dead letters.
     pipeline: Arc<str>,
     breaker: Arc<Breaker>,
@@ -90,13 +92,13 @@ impl Written {
 impl Writer {
     /// A writer that connects when it has a batch.
     pub fn new(
-        options: PgConnectOptions,
+        access: watch::Receiver<Access>,
         pipeline: Arc<str>,
         breaker: Arc<Breaker>,
         metrics: Metrics,
     ) -> Self {
         Self {
-            options,
+            access,
             pipeline,
             breaker,
             metrics,
@@ -183,15 +185,18 @@ impl Writer {
     /// One attempt. The connection survives only a success.
     async fn attempt(&mut self, batch: &Batch, path: Path) -> Result<Written, AttemptError> {
         let mut session = self.session.take();
-        let (options, pipeline) = (&self.options, &self.pipeline);
+        let (access, pipeline) = (&self.access, &self.pipeline);
         let attempt = async move {
             let mut session = match session.take() {
                 Some(session) => session,
-                None => Session {
-                    connection: PgConnection::connect_with(options).await?,
-                    staged: false,
-                    buffer: Vec::new(),
-                },
+                None => {
+                    let options = access.borrow().database.clone();
+                    Session {
+                        connection: PgConnection::connect_with(&options).await?,
+                        staged: false,
+                        buffer: Vec::new(),
+                    }
+                }
             };
             let written = transaction::run(&mut session, batch, pipeline, path).await?;
             Ok((session, written))
