@@ -5,6 +5,7 @@ mod crash;
 mod data;
 mod database;
 mod handover;
+mod letters;
 mod load;
 mod poison;
 mod store;
@@ -13,6 +14,15 @@ use crate::suite::Scenario;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    [crash::all(), broker::all(), database::all(), poison::all(), handover::all(), data::all(), store::all()]
-        .concat()
+    [
+        crash::all(),
+        broker::all(),
+        database::all(),
+        poison::all(),
+        handover::all(),
+        data::all(),
+        store::all(),
+        letters::all(),
+    ]
+    .concat()
 }
