@@ -5,6 +5,7 @@ mod crash;
 pub mod data;
 mod database;
 mod handover;
+mod letters;
 mod limits;
 pub mod load;
 mod poison;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Scenario> {
         tls::all(),
         sessions::all(),
         limits::all(),
+        letters::all(),
     ]
     .concat()
 }

@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 
 use crate::decode::{Micros, Reason};
 use crate::delivery::Delivery;
-use crate::store::rows::{AckRow, DeadRow, EventRow, MetadataRow, SampleRow};
+use crate::store::rows::{AckRow, DeadRow, EventRow, MetadataRow, ReplayRow, SampleRow};
 
 /// Items of a delivery, by kind; the left side of the second accounting identity.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -97,6 +97,8 @@ pub struct Batch {
     pub metadata: Vec<MetadataRow>,
     /// What cannot be stored.
     pub dead: Vec<DeadRow>,
+    /// Dead letters whose messages these are, in a replay: those that do not fail again are marked.
+    pub replayed: Vec<ReplayRow>,
     /// Items that equal another of this batch: the delivery of each.
     duplicates: Vec<u32>,
     /// Command answers older than another of this batch: the delivery of each.
@@ -201,6 +203,7 @@ impl Batch {
             events: split_off(&mut self.events, middle, |row| &mut row.delivery),
             metadata: split_off(&mut self.metadata, middle, |row| &mut row.delivery),
             dead: split_off(&mut self.dead, middle, |row| &mut row.delivery),
+            replayed: split_off(&mut self.replayed, middle, |row| &mut row.delivery),
             duplicates: split_off(&mut self.duplicates, middle, |delivery| delivery),
             outdated: split_off(&mut self.outdated, middle, |delivery| delivery),
         };

@@ -4,6 +4,7 @@
 pub mod batch;
 pub mod check;
 pub mod clock;
+pub mod dead_letters;
 pub mod decode;
 pub mod delivery;
 pub mod draft;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use penstock_worker::dead_letters::command::DeadLetters;
 use penstock_worker::http::router;
 use penstock_worker::settings::{Access, Reload, Settings, Sources, Work};
 use penstock_worker::shard::{Shard, Stop, WRITERS};
@@ -82,6 +83,9 @@ enum Command {
         #[arg(long)]
         idle: Option<u64>,
     },
+    /// Look at, replay or remove what could not be stored.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
 }
 
 #[derive(Args)]
@@ -160,6 +164,7 @@ async fn obey(command: Command, writers: &Handle) -> Result<(), Fault> {
         Command::Retire { files, identity, idle } => {
             retire(&files.into(), identity.me(), idle.map(Duration::from_secs), writers).await
         }
+        Command::DeadLetters(what) => Box::pin(what.run()).await,
     }
 }
 

@@ -67,7 +67,7 @@ pub struct Metrics {
     pub db_errors: IntCounterVec,
     /// 0 closed, 1 half open, 2 open.
     pub breaker: IntGauge,
-    /// Batches that went through staging.
+    /// Batches that were not copied as they are.
     pub staged_batches: IntCounter,
     /// Largest share of the window seen unacknowledged, see `mqtt_window_observed`.
     pub window_observed: IntGauge,
@@ -161,7 +161,7 @@ impl Metrics {
             )?,
             db_errors: counters(&r, "db_errors_total", "Failed attempts to commit, by class.", "class")?,
             breaker: gauge(&r, "db_breaker_state", "Circuit breaker: 0 closed, 1 half open, 2 open.")?,
-            staged_batches: counter(&r, "staged_batches_total", "Batches committed through staging.")?,
+            staged_batches: counter(&r, "staged_batches_total", "Batches sifted or staged for rows that may be there already.")?,
             window_observed: gauge(
                 &r,
                 "mqtt_window_observed",

@@ -6,6 +6,8 @@ pub mod copy;
 pub mod dictionary;
 pub mod lease;
 pub mod lease_rules;
+pub mod letter_search;
+pub mod letters;
 pub mod rate;
 pub mod rows;
 pub mod schema;

@@ -36,6 +36,17 @@ impl Load {
         Self::start(Fleet { mixed: true, ..Fleet::steady(&bed.address, rate, 1_000_000) })
     }
 
+    /// Waits until all is published; what it was.
+    pub async fn ledger(self) -> Result<Vec<Entry>> {
+        self.task.await?
+    }
+
+    /// Ends publishing.
+    pub async fn stop(self) -> Result<()> {
+        self.progress.stop.store(true, Ordering::SeqCst);
+        self.task.await?.map(drop)
+    }
+
     /// Ends publishing, waits for the worker to store all, and compares.
     pub async fn finish(self, bed: &Bed, worker: &Worker) -> Result<(Comparison, Metrics)> {
         self.progress.stop.store(true, Ordering::SeqCst);

@@ -118,3 +118,12 @@ pub struct DeadRow {
     /// For a person.
     pub detail: String,
 }
+
+/// A dead letter whose message is decoded again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplayRow {
+    /// Index of the delivery in the batch.
+    pub delivery: u32,
+    /// The letter's digest.
+    pub digest: [u8; 32],
+}

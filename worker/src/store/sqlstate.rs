@@ -6,7 +6,7 @@
 pub enum Class {
     /// The database will take the same batch later: a restart, a deadlock, a time-out, the network.
     Retry,
-    /// A row is there already (23505): the same batch through staging.
+    /// A row is there already (23505): the same batch without it.
     Duplicate,
     /// A row that the database will never take: it is found by halving and becomes a dead letter.
     Poison,

@@ -1,15 +1,12 @@
 //! The statements of a batch's transaction. Each effect has a key made from the message alone, so
 //! that a message which comes again changes nothing.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
-
 use sqlx::{Executor, PgConnection, Row};
 
-use super::rows::{AckRow, DeadRow, EventRow, MetadataRow};
+use super::rows::{AckRow, EventRow, MetadataRow};
 use super::sqlstate::AttemptError;
 use super::writer::{Session, Written};
-use super::{copy, sift, staging};
+use super::{copy, letters, sift, staging};
 use crate::batch::{Batch, Outcome};
 use crate::decode::Micros;
 
@@ -58,15 +55,7 @@ pub async fn run(
     if !batch.metadata.is_empty() {
         written.outcome += insert_metadata(connection, &batch.metadata).await?;
     }
-    if !batch.dead.is_empty() || !written.refused.is_empty() {
-        let rows = batch.dead.iter().chain(&written.refused);
-        let letters = rows.map(|row| (digest(batch, row), row)).collect();
-        let attempted =
-            insert_dead_letters(connection, batch, letters, pipeline, &mut written.dead_letters).await?;
-        let dead_lettered = written.dead_letters.iter().map(|(_, count)| count).sum();
-        written.outcome +=
-            Outcome { dead_lettered, deduplicated: attempted - dead_lettered, ..Outcome::default() };
-    }
+    letters::store(connection, batch, pipeline, &mut written).await?;
     written.at = commit(connection).await?;
     Ok(written)
 }
@@ -188,82 +177,4 @@ async fn insert_metadata(
     .await?
     .rows_affected();
     Ok(Outcome { stored, deduplicated: rows.len() as u64 - stored, ..Outcome::default() })
-}
-
-/// Inserts the dead letters, and each payload once; counts those that are new by reason. Returns how
-/// many were tried.
-async fn insert_dead_letters(
-    connection: &mut PgConnection,
-    batch: &Batch,
-    mut letters: Vec<([u8; 32], &DeadRow)>,
-    pipeline: &str,
-    new: &mut Vec<(String, u64)>,
-) -> Result<u64, sqlx::Error> {
-    letters.sort_by_key(|(digest, _)| *digest);
-    let delivery = |row: &DeadRow| batch.deliveries.get(row.delivery as usize).map(|(delivery, _)| delivery);
-    // Of each delivery with dead letters; sorted, so that writers cannot deadlock.
-    let mut payloads: BTreeMap<[u8; 32], &[u8]> = BTreeMap::new();
-    let mut payload_of: HashMap<u32, [u8; 32]> = HashMap::new();
-    for (_, row) in &letters {
-        if let (Entry::Vacant(slot), Some(delivery)) = (payload_of.entry(row.delivery), delivery(row)) {
-            let digest = slot.insert(blake3::hash(&delivery.payload).into());
-            payloads.insert(*digest, &delivery.payload);
-        }
-    }
-    sqlx::query(
-        "INSERT INTO penstock.dead_payload (payload_digest, payload, payload_bytes) \
-         SELECT digest, payload, octet_length(payload) FROM unnest($1::bytea[], $2::bytea[]) AS r(digest, payload) \
-         ON CONFLICT DO NOTHING",
-    )
-    .bind(payloads.keys().map(|digest| &digest[..]).collect::<Vec<_>>())
-    .bind(payloads.values().copied().collect::<Vec<_>>())
-    .execute(&mut *connection)
-    .await?;
-    let topics: Vec<String> = letters
-        .iter()
-        .map(|(_, row)| delivery(row).map_or_else(String::new, |d| text_of(&d.topic)))
-        .collect();
-    let reasons: Vec<String> = sqlx::query_scalar(
-        "INSERT INTO penstock.dead_letter (digest, pipeline, tenant, topic, payload_digest, reason, part, detail) \
-         SELECT digest, $7, tenant, topic, payload_digest, reason, part, detail \
-         FROM unnest($1::bytea[], $2::text[], $3::bytea[], $4::text[], $5::int4[], $6::text[], $8::text[]) \
-           AS r(digest, topic, payload_digest, reason, part, detail, tenant) \
-         ON CONFLICT (digest) DO NOTHING RETURNING reason",
-    )
-    .bind(letters.iter().map(|(digest, _)| &digest[..]).collect::<Vec<_>>())
-    .bind(&topics)
-    .bind(letters.iter().map(|(_, row)| payload_of.get(&row.delivery).map(|d| &d[..])).collect::<Vec<_>>())
-    .bind(letters.iter().map(|(_, row)| row.reason.as_str()).collect::<Vec<_>>())
-    .bind(letters.iter().map(|(_, row)| row.part.map(|part| part as i32)).collect::<Vec<_>>())
-    .bind(letters.iter().map(|(_, row)| row.detail.as_str()).collect::<Vec<_>>())
-    .bind(pipeline)
-    .bind(letters.iter().map(|(_, row)| delivery(row).and_then(|d| d.tenant.as_deref())).collect::<Vec<_>>())
-    .fetch_all(connection)
-    .await?;
-    for reason in reasons {
-        match new.iter_mut().find(|(known, _)| *known == reason) {
-            Some((_, count)) => *count += 1,
-            None => new.push((reason, 1)),
-        }
-    }
-    Ok(letters.len() as u64)
-}
-
-/// A topic as text for a person: what is not UTF-8, or NUL, is replaced.
-fn text_of(topic: &[u8]) -> String {
-    String::from_utf8_lossy(topic).replace('\0', "\u{fffd}")
-}
-
-/// What makes a dead letter the same when its message comes again.
-fn digest(batch: &Batch, row: &DeadRow) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    if let Some((delivery, _)) = batch.deliveries.get(row.delivery as usize) {
-        for field in [&delivery.topic, &delivery.payload] {
-            hasher.update(&(field.len() as u64).to_be_bytes());
-            hasher.update(field);
-        }
-    }
-    hasher.update(row.reason.as_str().as_bytes());
-    hasher.update(&row.part.map_or(-1, i64::from).to_be_bytes());
-    hasher.finalize().into()
 }
