@@ -7,12 +7,22 @@ mod database;
 mod handover;
 mod load;
 mod poison;
+mod sparkplug;
 mod store;
 
 use crate::suite::Scenario;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    [crash::all(), broker::all(), database::all(), poison::all(), handover::all(), data::all(), store::all()]
-        .concat()
+    [
+        crash::all(),
+        broker::all(),
+        database::all(),
+        poison::all(),
+        handover::all(),
+        data::all(),
+        sparkplug::all(),
+        store::all(),
+    ]
+    .concat()
 }

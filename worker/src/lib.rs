@@ -14,6 +14,7 @@ pub mod ingest;
 pub mod logging;
 pub mod metrics;
 pub mod mqtt;
+pub mod rebirth;
 pub mod retire;
 pub mod settings;
 pub mod shard;

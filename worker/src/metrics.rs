@@ -97,6 +97,10 @@ pub struct Metrics {
     pub late: IntCounter,
     /// Series in the cache.
     pub series_cached: IntGauge,
+    /// Sparkplug's messages before which others are missing.
+    pub sequence_gaps: IntCounter,
+    /// Sparkplug's edge nodes asked for their births, by outcome.
+    pub rebirth_requests: IntCounterVec,
 }
 
 impl Metrics {
@@ -197,11 +201,25 @@ impl Metrics {
                 "Rows refused because their time is outside the accept window.",
             )?,
             series_cached: gauge(&r, "series_cached", "Series in the cache.")?,
+            sequence_gaps: counter(
+                &r,
+                "sparkplug_sequence_gaps_total",
+                "Sparkplug messages before which others are missing.",
+            )?,
+            rebirth_requests: counters(
+                &r,
+                "sparkplug_rebirth_requests_total",
+                "Edge nodes asked for their births, by outcome.",
+                "outcome",
+            )?,
             registry: r,
         };
         for reason in Reason::ALL {
             metrics.errors.with_label_values(&[reason.as_str()]);
             metrics.dead_letters.with_label_values(&[reason.as_str()]);
+        }
+        for outcome in ["sent", "failed"] {
+            metrics.rebirth_requests.with_label_values(&[outcome]);
         }
         for kind in ["samples", "acks", "events", "metadata", "rejects"] {
             metrics.items.with_label_values(&[kind]);

@@ -158,6 +158,11 @@ impl Acks {
         stale
     }
 
+    /// Sends on the current epoch's connection.
+    pub fn client(&self) -> Option<Client> {
+        self.live().client.clone()
+    }
+
     /// The window now.
     pub fn window(&self) -> Window {
         let live = self.live();

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::acks::Acks;
+use super::client::Client;
 use super::connection::{Connection, Event, Granted, Lost, Publish};
 use super::options::Options;
 use crate::clock::DatabaseClock;
@@ -83,6 +84,11 @@ impl Shared {
     /// The link's state.
     pub fn link(&self) -> MutexGuard<'_, Link> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends to the broker, while there is a connection.
+    pub fn client(&self) -> Option<Client> {
+        self.acks.client()
     }
 }
 

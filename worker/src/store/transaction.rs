@@ -9,7 +9,7 @@ use sqlx::{Executor, PgConnection, Row};
 use super::rows::{AckRow, DeadRow, EventRow, MetadataRow};
 use super::sqlstate::AttemptError;
 use super::writer::{Session, Written};
-use super::{copy, staging};
+use super::{births, copy, staging};
 use crate::batch::{Batch, Outcome};
 use crate::decode::Micros;
 
@@ -55,6 +55,9 @@ pub async fn run(
         let dead_lettered = written.dead_letters.iter().map(|(_, count)| count).sum();
         written.outcome +=
             Outcome { dead_lettered, deduplicated: attempted - dead_lettered, ..Outcome::default() };
+    }
+    if !batch.sparkplug.is_empty() {
+        births::store(connection, &batch.sparkplug).await?;
     }
     written.at = commit(connection).await?;
     Ok(written)
