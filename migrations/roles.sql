@@ -24,11 +24,13 @@ BEGIN
     GRANT SELECT, INSERT, UPDATE ON penstock.tenant, penstock.series, penstock.command_ack, penstock.dead_letter
       TO penstock_worker;
     GRANT SELECT, INSERT, UPDATE, DELETE ON penstock.shard_lease, penstock.shard_instance TO penstock_worker;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON penstock.sparkplug_birth, penstock.sparkplug_state TO penstock_worker;
     EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO penstock_worker', current_database());
   END IF;
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'penstock_reader') THEN
     GRANT USAGE ON SCHEMA penstock TO penstock_reader;
     GRANT SELECT ON penstock.my_tenant, penstock.readings, penstock.events, penstock.messages, penstock.dead_letters,
       penstock.ts_measure, penstock.cmd_ack, penstock.ingest_errors TO penstock_reader;
+    GRANT SELECT ON penstock.sparkplug_nodes TO penstock_reader;
   END IF;
 END $$;

@@ -135,6 +135,9 @@ pub struct Mqtt {
     #[serde(default = "default_sessions")]
     #[schemars(range(min = 1, max = 64))]
     pub sessions: u8,
+    /// Sparkplug B.
+    #[serde(default)]
+    pub sparkplug: Sparkplug,
 }
 
 /// The layout of the original service's topics.
@@ -227,6 +230,26 @@ pub enum Format {
     Auto,
     /// Penstock's normalized JSON, `"schema": "v1"`.
     V1,
+    /// Sparkplug B, by its own topics; `layout` does not count.
+    SparkplugB,
+}
+
+/// Sparkplug B.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Sparkplug {
+    /// Whether to ask edge nodes for their births where one is missing.
+    pub rebirth: Rebirth,
+}
+
+/// Whether to ask edge nodes for their births.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Rebirth {
+    /// By `Node Control/Rebirth`, at most once a minute each. The login must be allowed to publish to `spBv1.0/+/NCMD/+`.
+    #[default]
+    Ask,
+    /// Never: they must be born again by themselves.
+    Never,
 }
 
 /// How the work is divided among shards.

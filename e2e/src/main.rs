@@ -8,6 +8,7 @@ mod bench;
 mod compare;
 mod demo;
 mod fleet;
+mod listener;
 mod local;
 mod proxy;
 mod publisher;

@@ -10,6 +10,7 @@ mod limits;
 pub mod load;
 mod poison;
 mod sessions;
+mod sparkplug;
 pub mod store;
 mod tls;
 
@@ -29,6 +30,7 @@ pub fn all() -> Vec<Scenario> {
         sessions::all(),
         limits::all(),
         letters::all(),
+        sparkplug::all(),
     ]
     .concat()
 }

@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 
 use crate::decode::{Micros, Reason};
 use crate::delivery::Delivery;
-use crate::store::rows::{AckRow, DeadRow, EventRow, MetadataRow, ReplayRow, SampleRow};
+use crate::store::rows::{AckRow, DeadRow, EventRow, MetadataRow, ReplayRow, SampleRow, SparkplugRow};
 
 /// Items of a delivery, by kind; the left side of the second accounting identity.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -99,6 +99,8 @@ pub struct Batch {
     pub dead: Vec<DeadRow>,
     /// Dead letters whose messages these are, in a replay: those that do not fail again are marked.
     pub replayed: Vec<ReplayRow>,
+    /// What is known of Sparkplug's edge nodes from now on; no items.
+    pub sparkplug: Vec<SparkplugRow>,
     /// Items that equal another of this batch: the delivery of each.
     duplicates: Vec<u32>,
     /// Command answers older than another of this batch: the delivery of each.
@@ -178,6 +180,7 @@ impl Batch {
     /// Makes dead letters of everything but the samples, which the database was seen to take; where
     /// there is nothing else, of the samples. Returns whether there was anything.
     pub fn give_up(&mut self, reason: Reason, detail: &str) -> bool {
+        let forgotten = !std::mem::take(&mut self.sparkplug).is_empty();
         let mut items: Vec<(u32, Option<u32>)> = (self.acks.drain(..).map(|row| row.delivery))
             .chain(self.events.drain(..).map(|row| row.delivery))
             .chain(self.metadata.drain(..).map(|row| row.delivery))
@@ -187,7 +190,7 @@ impl Batch {
             items.extend(self.samples.drain(..).map(|row| (row.delivery, Some(row.part))));
         }
         let dead = |(delivery, part)| DeadRow { delivery, part, reason, detail: detail.to_owned() };
-        let any = !items.is_empty();
+        let any = !items.is_empty() || forgotten;
         self.dead.extend(items.into_iter().map(dead));
         any
     }
@@ -204,6 +207,7 @@ impl Batch {
             metadata: split_off(&mut self.metadata, middle, |row| &mut row.delivery),
             dead: split_off(&mut self.dead, middle, |row| &mut row.delivery),
             replayed: split_off(&mut self.replayed, middle, |row| &mut row.delivery),
+            sparkplug: split_off(&mut self.sparkplug, middle, |row| &mut row.delivery),
             duplicates: split_off(&mut self.duplicates, middle, |delivery| delivery),
             outdated: split_off(&mut self.outdated, middle, |delivery| delivery),
         };

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use penstock_crds::Format;
@@ -15,13 +16,18 @@ mod ack_v1;
 mod event_v1;
 mod json;
 pub mod reject;
+pub mod sparkplug;
 mod telemetry_v1;
 mod time;
 
 pub use reject::{Reason, Reject};
+use sparkplug::births::{Births, Name};
 
 /// Longest name of a tenant, site, device or point, longest id and type, in bytes.
 pub const MAX_NAME: usize = 255;
+
+/// Longest text value, in bytes.
+const MAX_TEXT: usize = 64 * 1024;
 
 /// Tenant of a layout that names none.
 const ONLY_TENANT: &str = "default";
@@ -62,6 +68,8 @@ pub enum Value<'a> {
     Bool(bool),
     /// Text or a member of an enumeration; without NUL.
     Text(Cow<'a, str>),
+    /// The device says that there is none: a gap in the series, not an error.
+    Null,
 }
 
 /// One value at one time of one series.
@@ -131,6 +139,8 @@ pub struct Content<'a> {
     pub metadata: Option<Metadata<'a>>,
     /// What cannot be stored, and why.
     pub rejects: Vec<Reject>,
+    /// What a Sparkplug message says beside its items.
+    pub sparkplug: Option<Box<sparkplug::Effects>>,
 }
 
 /// What is accepted.
@@ -146,13 +156,14 @@ pub struct Rules {
     pub max_payload: usize,
 }
 
-/// Decodes deliveries of one pipeline.
+/// Decodes deliveries of one pipeline. All that it remembers is what Sparkplug's births said.
 #[derive(Debug)]
 pub struct Decoder {
     layout: Layout,
     rules: Rules,
     /// Who may store; everybody, if not given.
     tenants: Option<BTreeSet<String>>,
+    births: Mutex<Births>,
 }
 
 /// A message that is decoded: its text, and what the format needs to know of it.
@@ -172,16 +183,25 @@ const KINDS: [(&str, Decode); 3] =
 impl Decoder {
     /// A decoder for topics of this layout.
     pub fn new(layout: Layout, rules: Rules, tenants: Option<BTreeSet<String>>) -> Self {
-        Self { layout, rules, tenants }
+        Self { layout, rules, tenants, births: Mutex::default() }
+    }
+
+    /// What Sparkplug's births said. Before the first delivery it must hold what is stored.
+    pub fn births(&self) -> MutexGuard<'_, Births> {
+        self.births.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Decodes a message. Each part of it is an item or a reject; without a source all is a reject.
     pub fn decode<'a>(&self, format: Format, input: &Input<'a>) -> (Option<Source<'a>>, Content<'a>) {
         let mut content = Content::default();
-        let source = match self.source(input.topic) {
+        if is_sparkplug(format, input.topic) && sparkplug::is_for_others(input.topic) {
+            return (None, content);
+        }
+        let source = match self.source(format, input.topic) {
             Ok((source, kind)) => {
-                if let Err(reject) = self.decode_payload(format, kind, input, &mut content) {
-                    content = Content { rejects: vec![reject], ..Content::default() };
+                if let Err(reject) = self.decode_payload(format, kind, source, input, &mut content) {
+                    let sparkplug = content.sparkplug.take();
+                    content = Content { rejects: vec![reject], sparkplug, ..Content::default() };
                 }
                 Some(source)
             }
@@ -193,10 +213,13 @@ impl Decoder {
         (source, content)
     }
 
-    fn source<'a>(&self, topic: &'a [u8]) -> Result<(Source<'a>, Option<&'a str>), Reject> {
+    fn source<'a>(&self, format: Format, topic: &'a [u8]) -> Result<(Source<'a>, Option<&'a str>), Reject> {
         let invalid = |detail: &str| Reject::whole(Reason::InvalidTopic, detail);
-        let Named { tenant, site, device, kind } =
-            self.layout.split(topic).ok_or_else(|| invalid("the topic does not fit the layout"))?;
+        let Named { tenant, site, device, kind } = if is_sparkplug(format, topic) {
+            sparkplug::split(topic).ok_or_else(|| invalid("the topic is none of Sparkplug B's"))?
+        } else {
+            self.layout.split(topic).ok_or_else(|| invalid("the topic does not fit the layout"))?
+        };
         let name = |level: &'a [u8], what: &str| {
             level_name(level).map_err(|problem| invalid(&format!("the {what} {problem}")))
         };
@@ -220,6 +243,7 @@ impl Decoder {
         &self,
         format: Format,
         kind: Option<&'a str>,
+        source: Source<'a>,
         input: &Input<'a>,
         content: &mut Content<'a>,
     ) -> Result<(), Reject> {
@@ -234,20 +258,39 @@ impl Decoder {
             );
             return Err(Reject::whole(Reason::TooLarge, &detail));
         }
+        if is_sparkplug(format, input.topic) {
+            let kind = kind.unwrap_or_default();
+            let device = if kind.starts_with('D') { source.device } else { "" };
+            let of = Name { group: source.tenant.into(), node: source.site.into(), device: device.into() };
+            return sparkplug::decode(&mut self.births(), (self.rules, input), (kind, &of), content);
+        }
         let text = std::str::from_utf8(input.payload).map_err(|error| {
             Reject::whole(Reason::InvalidEncoding, &format!("the payload is not UTF-8: {error}"))
         })?;
         let message = Message { input: *input, rules: self.rules, text };
         let decode = match format {
             // Further formats are chosen here.
-            Format::Auto | Format::V1 => kind_of(kind, text)?,
+            Format::Auto | Format::V1 | Format::SparkplugB => kind_of(kind, text)?,
         };
         decode(&message, content)
     }
 }
 
-/// Whose message it is, as far as the topic tells; `None` where it names nobody who could be.
+/// Whether a message is read as Sparkplug B: its namespace tells where the format does not.
+fn is_sparkplug(format: Format, topic: &[u8]) -> bool {
+    match format {
+        Format::SparkplugB => true,
+        Format::Auto => sparkplug::is_topic(topic),
+        Format::V1 => false,
+    }
+}
+
+/// Whose message it is, as far as the topic tells; `None` where it names nobody who could be. Messages
+/// of one tenant stay in their order, so Sparkplug's births and data must be of one.
 pub fn tenant<'a>(layout: &Layout, topic: &'a [u8]) -> Option<&'a str> {
+    if sparkplug::is_topic(topic) {
+        return sparkplug::split(topic).and_then(|named| level_name(named.tenant).ok());
+    }
     let tenant = level_name(layout.split(topic)?.tenant).ok()?;
     match tenant {
         "" if layout.names_tenant() => None,

@@ -1,10 +1,11 @@
 //! A batch in the making: decoded deliveries whose series and devices may not be known yet.
 
 use crate::batch::{Batch, Tally};
+use crate::decode::sparkplug::Effects;
 use crate::decode::{Content, Event, Input, Micros, Reason, Source, Value};
 use crate::delivery::Delivery;
 use crate::store::dictionary::{Dictionary, Key, Verdict};
-use crate::store::rows::{AckRow, DeadRow, EventRow, MetadataRow, RowValue, SampleRow};
+use crate::store::rows::{AckRow, DeadRow, EventRow, MetadataRow, RowValue, SampleRow, SparkplugRow};
 
 /// A batch in the making.
 #[derive(Debug, Default)]
@@ -12,6 +13,9 @@ pub struct Draft {
     batch: Batch,
     payload_bytes: usize,
     unknown: Vec<(Key, Pending)>,
+    /// Sparkplug's edge nodes to ask for their births.
+    asks: Vec<(Box<str>, Box<str>)>,
+    gaps: u64,
 }
 
 /// A row that waits for its series or device.
@@ -64,8 +68,11 @@ impl Draft {
             received_at: delivery.received_at,
             now,
         };
-        let (source, content) = decode(&input);
+        let (source, mut content) = decode(&input);
         let index = self.batch.deliveries.len() as u32;
+        if let Some(effects) = content.sparkplug.take() {
+            self.add_effects(index, *effects);
+        }
         let tally = Tally {
             samples: content.samples.len() as u32,
             acks: content.acks.len() as u32,
@@ -100,6 +107,7 @@ impl Draft {
             let value = match sample.value {
                 Value::Num(number) => RowValue::Num(number),
                 Value::Bool(truth) => RowValue::Bool(truth),
+                Value::Null => RowValue::Null,
                 Value::Text(text) => {
                     let start = self.batch.arena.len() as u32;
                     self.batch.arena.push_str(&text);
@@ -156,6 +164,23 @@ impl Draft {
                 self.unknown.push((Key::device(&source), pending));
             }
         }
+    }
+
+    fn add_effects(&mut self, index: u32, effects: Effects) {
+        let rows = effects.changes.into_iter().map(|change| SparkplugRow { change, delivery: index });
+        self.batch.sparkplug.extend(rows);
+        self.asks.extend(effects.ask);
+        self.gaps += u64::from(effects.gap);
+    }
+
+    /// Sparkplug's edge nodes to ask for their births: groups and nodes.
+    pub fn asks(&self) -> &[(Box<str>, Box<str>)] {
+        &self.asks
+    }
+
+    /// Sparkplug's messages before which others are missing.
+    pub fn gaps(&self) -> u64 {
+        self.gaps
     }
 
     fn place(&mut self, pending: Pending) {

@@ -11,6 +11,7 @@ use crate::decode::{Decoder, Reason};
 use crate::draft::Draft;
 use crate::formats::Formats;
 use crate::mqtt::session::Shared;
+use crate::rebirth;
 use crate::store::breaker::Breaker;
 use crate::store::dictionary::Dictionary;
 use crate::store::sqlstate::AttemptError;
@@ -36,7 +37,7 @@ pub struct Ingest {
     /// Shared with the session.
     pub shared: Arc<Shared>,
     /// Decodes deliveries.
-    pub decoder: Decoder,
+    pub decoder: Arc<Decoder>,
     /// Which format a topic has.
     pub formats: Formats,
     /// Ids of devices and series.
@@ -45,6 +46,8 @@ pub struct Ingest {
     pub breaker: Arc<Breaker>,
     /// Size of a batch.
     pub limits: Limits,
+    /// Whether to ask Sparkplug's edge nodes for their births.
+    pub asks_for_births: bool,
     /// One writer gathers at a time, so that batches are as large as they can be.
     pub turn: tokio::sync::Mutex<()>,
 }
@@ -107,6 +110,11 @@ impl Ingest {
             let Some(delivery) = self.shared.inbox.pop() else { break };
             let format = self.formats.of(&delivery.topic);
             draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(format, input));
+        }
+        let Shared { metrics, .. } = &*self.shared;
+        metrics.sequence_gaps.inc_by(draft.gaps());
+        if self.asks_for_births {
+            rebirth::ask(draft.asks(), self.shared.client().as_ref(), now, metrics);
         }
         draft
     }

@@ -16,6 +16,7 @@ pub mod logging;
 pub mod metrics;
 pub mod mqtt;
 pub mod outage;
+pub mod rebirth;
 pub mod retire;
 pub mod sessions;
 pub mod settings;

@@ -105,6 +105,10 @@ pub struct Metrics {
     pub late: IntCounter,
     /// Series in the cache.
     pub series_cached: IntGauge,
+    /// Sparkplug's messages before which others are missing.
+    pub sequence_gaps: IntCounter,
+    /// Sparkplug's edge nodes asked for their births, by outcome.
+    pub rebirth_requests: IntCounterVec,
 }
 
 impl Metrics {
@@ -161,7 +165,11 @@ impl Metrics {
             )?,
             db_errors: counters(&r, "db_errors_total", "Failed attempts to commit, by class.", "class")?,
             breaker: gauge(&r, "db_breaker_state", "Circuit breaker: 0 closed, 1 half open, 2 open.")?,
-            staged_batches: counter(&r, "staged_batches_total", "Batches sifted or staged for rows that may be there already.")?,
+            staged_batches: counter(
+                &r,
+                "staged_batches_total",
+                "Batches sifted or staged for rows that may be there already.",
+            )?,
             window_observed: gauge(
                 &r,
                 "mqtt_window_observed",
@@ -227,12 +235,26 @@ impl Metrics {
                 "Rows refused because their time is outside the accept window.",
             )?,
             series_cached: gauge(&r, "series_cached", "Series in the cache.")?,
+            sequence_gaps: counter(
+                &r,
+                "sparkplug_sequence_gaps_total",
+                "Sparkplug messages before which others are missing.",
+            )?,
+            rebirth_requests: counters(
+                &r,
+                "sparkplug_rebirth_requests_total",
+                "Edge nodes asked for their births, by outcome.",
+                "outcome",
+            )?,
             registry: r,
         };
         metrics.broker_dropped.set(f64::NAN);
         for reason in Reason::ALL {
             metrics.errors.with_label_values(&[reason.as_str()]);
             metrics.dead_letters.with_label_values(&[reason.as_str()]);
+        }
+        for outcome in ["sent", "failed"] {
+            metrics.rebirth_requests.with_label_values(&[outcome]);
         }
         for kind in ["samples", "acks", "events", "metadata", "rejects"] {
             metrics.items.with_label_values(&[kind]);

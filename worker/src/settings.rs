@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use penstock_crds::Manifest;
 use penstock_crds::manifest::ManifestError;
-use penstock_crds::pipeline::ReceiveTime;
+use penstock_crds::pipeline::{Rebirth, ReceiveTime};
 use penstock_crds::plan::{ShardPlan, Subscription};
 use penstock_crds::store::{TelemetryStore, TenantMode};
 use penstock_crds::topic::Layout;
@@ -113,6 +113,8 @@ pub struct Settings {
     pub max_in_hand: usize,
     /// When the worker is ready.
     pub readiness: http::Limits,
+    /// Whether to ask Sparkplug's edge nodes for their births.
+    pub asks_for_births: bool,
 }
 
 /// What to subscribe, by which plan.
@@ -200,6 +202,7 @@ impl Sources {
                 linger: spec.batch.linger.get(),
             },
             max_in_hand,
+            asks_for_births: spec.source.mqtt.sparkplug.rebirth == Rebirth::Ask,
             readiness: http::Limits {
                 max_queue_fill: f64::from(spec.readiness.max_queue_fill) / 100.0,
                 max_unacked_age: spec.readiness.max_unacked_age.get(),

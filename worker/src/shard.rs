@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::DatabaseClock;
+use crate::decode::Decoder;
 use crate::formats::Formats;
 use crate::http::{Pages, Pulse};
 use crate::inbox::Inbox;
@@ -27,10 +28,10 @@ use crate::settings::{Access, Settings, Work};
 use crate::stopwatch::Occupied;
 use crate::store::breaker::Breaker;
 use crate::store::dictionary::Dictionary;
-use crate::store::lease::{self, Acquired, LeaseKey, Me};
+use crate::store::lease::{self, Acquired, LeaseError, LeaseKey, Me};
 use crate::store::lease_rules::Purpose;
 use crate::store::writer::Writer;
-use crate::store::{connection, schema, transaction};
+use crate::store::{births, connection, schema, transaction};
 use crate::tenure::{LeaseView, Superseded, Tenure};
 use crate::throughput::{Look, Throughput};
 
@@ -61,6 +62,7 @@ pub struct Shard {
     pub(crate) access: watch::Receiver<Access>,
     lease: Arc<LeaseView>,
     pulse: Arc<Pulse>,
+    decoder: Arc<Decoder>,
     pub(crate) key: LeaseKey,
     pub(crate) me: Me,
     /// Where the writers run.
@@ -112,6 +114,7 @@ impl Shard {
             breaker: Arc::new(Breaker::new(metrics.breaker.clone())),
             key: settings.lease_key(),
             pulse: Arc::new(Pulse::default()),
+            decoder: Arc::new(settings.decoder()),
             settings,
             shared,
             lease,
@@ -201,11 +204,12 @@ impl Shard {
         self.shared.metrics.series_cached.set(dictionary.cached() as i64);
         let ingest = Arc::new(Ingest {
             shared: Arc::clone(&self.shared),
-            decoder: self.settings.decoder(),
+            decoder: Arc::clone(&self.decoder),
             formats: Formats::new(&self.settings.work.subscriptions),
             dictionary,
             breaker: Arc::clone(&self.breaker),
             limits: self.settings.batch,
+            asks_for_births: self.settings.asks_for_births,
             turn: tokio::sync::Mutex::default(),
         });
         for _ in 0..WRITERS {
@@ -226,12 +230,24 @@ impl Shard {
             schema::require(&mut connection).await?;
             self.shared.clock.observe(transaction::clock(&mut *connection).await?);
             dictionary.warm(&mut connection).await?;
+            births::teach(&self.decoder, &mut connection).await?;
             connection.give_back();
             Ok(())
         };
         tokio::time::timeout(LOOK_DEADLINE, look)
             .await
             .unwrap_or(Err(schema::SchemaError::Silent(LOOK_DEADLINE)))
+    }
+
+    /// Takes the lease if the rules allow, and then the births that the holder before has stored.
+    async fn acquire(&self, purpose: Purpose, superseded: bool) -> Result<Acquired, LeaseError> {
+        let acquired = lease::acquire(&self.pool, &self.key, &self.me, purpose, superseded).await?;
+        if matches!(acquired, Acquired::Taken(_)) {
+            let mut connection = connection::borrow(&self.pool).await?;
+            births::teach(&self.decoder, &mut connection).await?;
+            connection.give_back();
+        }
+        Ok(acquired)
     }
 
     /// Takes the lease whenever the rules allow, and consumes while it is held.
@@ -241,7 +257,7 @@ impl Shard {
             self.pulse.beat();
             let purpose = Purpose::Run { preflight };
             let acquired = tokio::select! {
-                acquired = lease::acquire(&self.pool, &self.key, &self.me, purpose, superseded) => acquired,
+                acquired = self.acquire(purpose, superseded) => acquired,
                 () = stop.requested() => break,
             };
             preflight = false;

@@ -1,5 +1,6 @@
 //! The database: one transaction per batch, ids, the schema, and the shard's lease.
 
+pub mod births;
 pub mod breaker;
 pub mod connection;
 pub mod copy;

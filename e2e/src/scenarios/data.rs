@@ -179,6 +179,8 @@ fn bad_messages() -> Vec<(Outgoing, &'static str)> {
             ),
             "cardinality",
         ),
+        // A metric with an alias and nothing else, before any birth.
+        (message("spBv1.0/t0/NDATA/line", &b"\x12\x02\x10\x01"[..]), "unknown_alias"),
         (point(r#"{"name":"taken","v":2}"#), "conflict"),
         (point(r#"{"name":"poison","v":666}"#), "database"),
     ]
@@ -195,7 +197,7 @@ pub async fn each_bad_message_has_its_reason_and_twice_delivered_is_one_dead_let
             )
             .replace("maxPacketSize: 1Mi", "maxPacketSize: 4Ki")
             .replace("traksense/+/+/+/telem", "traksense/#")
-            .replace("      - {filter: \"traksense/+/+/+/ack\"}\n", "")
+            .replace("traksense/+/+/+/ack", "spBv1.0/#")
             .replace("      - {filter: \"traksense/+/+/+/event\"}\n", "")
         })
         .await?;

@@ -212,13 +212,13 @@ impl Files {
     async fn as_worker(self) -> Result<PgConnection, Fault> {
         let sources = self.sources();
         let store = sources.store()?;
-        open(&sources.database(&store.spec.database.url)?).await
+        open(&sources.database(&store.spec.database)?).await
     }
 
     async fn as_owner(self) -> Result<PgConnection, Fault> {
         let sources = self.sources();
         let store = sources.store()?;
-        open(&sources.database(&store.spec.migration.url)?).await
+        open(&sources.database(&store.spec.migration)?).await
     }
 }
 
@@ -337,7 +337,7 @@ async fn export(
 
 async fn replay(files: Files, which: Which, limit: Option<u64>, json: bool) -> Result<(), Fault> {
     let settings = files.sources().settings()?;
-    let mut connection = open(&settings.database).await?;
+    let mut connection = open(&settings.access.database).await?;
     let mut filter = which.filter(State::Open, transaction::clock(&mut connection).await?);
     filter.pipeline.get_or_insert_with(|| settings.pipeline.to_string());
     let count = letter_search::count(&mut connection, &filter).await? as u64;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sqlx::PgConnection;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::verdict::Verdict;
 use crate::batch::Outcome;
@@ -20,6 +20,7 @@ use crate::draft::Draft;
 use crate::formats::Formats;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
+use crate::store::births;
 use crate::store::breaker::Breaker;
 use crate::store::connection;
 use crate::store::dictionary::Dictionary;
@@ -99,13 +100,13 @@ impl Replay {
     pub fn new(settings: Settings) -> Result<Self, ReplayError> {
         let metrics = Metrics::new()?;
         let breaker = Arc::new(Breaker::new(metrics.breaker.clone()));
-        let pool = connection::pool(settings.database.clone());
+        let pool = connection::pool(settings.access.database.clone());
         Ok(Self {
             decoder: settings.decoder(),
             formats: Formats::new(&settings.work.subscriptions),
             dictionary: Dictionary::new(pool, settings.max_series),
             writer: Writer::new(
-                settings.database.clone(),
+                watch::channel(settings.access.clone()).1,
                 Arc::clone(&settings.pipeline),
                 Arc::clone(&breaker),
                 metrics.clone(),
@@ -129,6 +130,8 @@ impl Replay {
         told: Told<'_>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), ReplayError> {
+        // Data that came before its birth is named by what is known now.
+        births::teach(&self.decoder, connection).await?;
         let filter = Filter { open: Some(true), ..filter.clone() };
         let (mut after, mut looked_at) = (None, 0);
         loop {
@@ -218,6 +221,7 @@ impl Replay {
         let budget = Arc::clone(&self.hand).try_acquire_owned();
         let budget = budget.map_err(|error| ReplayError::Refused(error.to_string()))?;
         Ok(Delivery {
+            lane: 0,
             epoch: 0,
             seq: None,
             tenant: decode::tenant(&self.settings.layout, topic.as_bytes()).map(Into::into),

@@ -29,6 +29,8 @@ pub enum Reason {
     InvalidTime,
     /// A time outside the accept window.
     TsWindow,
+    /// No birth tells what an alias stands for, or of which type a metric is.
+    UnknownAlias,
     /// The payload is larger than `maxPacketSize`.
     TooLarge,
     /// The tenant has as many series as it may have.
@@ -41,7 +43,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for metrics that start at 0 and for docs.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::InvalidTopic,
         Self::UnknownTenant,
         Self::UnknownSchema,
@@ -55,6 +57,7 @@ impl Reason {
         Self::MissingTime,
         Self::InvalidTime,
         Self::TsWindow,
+        Self::UnknownAlias,
         Self::TooLarge,
         Self::Cardinality,
         Self::Conflict,
@@ -77,6 +80,7 @@ impl Reason {
             Self::MissingTime => "missing_time",
             Self::InvalidTime => "invalid_time",
             Self::TsWindow => "ts_window",
+            Self::UnknownAlias => "unknown_alias",
             Self::TooLarge => "too_large",
             Self::Cardinality => "cardinality",
             Self::Conflict => "conflict",

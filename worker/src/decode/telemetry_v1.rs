@@ -7,10 +7,8 @@ use serde_json::value::RawValue;
 
 use super::json::{self, Raw};
 use super::reject::{Reason, Reject};
-use super::{Content, Message, Metadata, Micros, Sample, Value, time};
+use super::{Content, MAX_TEXT, Message, Metadata, Micros, Sample, Value, time};
 
-/// Longest text value, in bytes.
-const MAX_TEXT: usize = 64 * 1024;
 /// Longest unit, in bytes.
 const MAX_UNIT: usize = 64;
 

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::reject::{Reason, Reject};
-use super::{Message, Micros};
+use super::{Message, Micros, Rules};
 
 /// An RFC 3339 instant, floored to microseconds.
 pub fn instant(text: &str) -> Result<Micros, Reject> {
@@ -44,8 +44,15 @@ pub fn unix_seconds(text: &str) -> Result<Micros, Reject> {
 impl Message<'_> {
     /// Refuses a time outside the accept window.
     pub(super) fn accept(&self, ts: Micros) -> Result<Micros, Reject> {
-        let age = i128::from(self.input.now) - i128::from(ts);
-        let (max_age, max_ahead) = (self.rules.max_age, self.rules.max_ahead);
+        self.rules.accept(self.input.now, ts)
+    }
+}
+
+impl Rules {
+    /// Refuses a time outside the accept window around now.
+    pub(super) fn accept(&self, now: Micros, ts: Micros) -> Result<Micros, Reject> {
+        let age = i128::from(now) - i128::from(ts);
+        let (max_age, max_ahead) = (self.max_age, self.max_ahead);
         let outside = |what: &str, limit: std::time::Duration| {
             let detail = format!(
                 "the time is {} s {what}; the accept window allows {} s",

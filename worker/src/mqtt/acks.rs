@@ -206,6 +206,11 @@ impl Acks {
         self.live().full.total(now)
     }
 
+    /// Sends on the current epoch's connection.
+    pub fn client(&self) -> Option<Client> {
+        self.live().client.clone()
+    }
+
     /// The window now.
     pub fn window(&self) -> Window {
         let live = self.live();

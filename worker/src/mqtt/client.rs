@@ -97,8 +97,13 @@ impl Client {
     pub fn publish(&self, topic: &str, payload: &str) -> bool {
         self.outbox.add(|waiting| {
             let packet_id = waiting.next_packet_id();
-            wire::publish(self.protocol, packet_id, topic, payload, &mut waiting.bytes)
+            wire::publish(self.protocol, packet_id, topic, payload.as_bytes(), &mut waiting.bytes)
         })
+    }
+
+    /// PUBLISH at QoS 0, which nobody confirms.
+    pub fn tell(&self, topic: &str, payload: &[u8]) -> bool {
+        self.outbox.add(|waiting| wire::publish(self.protocol, 0, topic, payload, &mut waiting.bytes))
     }
 
     /// DISCONNECT, after all that was sent before. It keeps the session.

@@ -10,6 +10,7 @@ use penstock_crds::topic::Layout;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::client::Client;
 use super::connection::{Connection, Event, Granted, Lost, Publish};
 use super::lanes::{Lane, Lanes};
 use super::options::Options;
@@ -86,6 +87,11 @@ impl Shared {
     /// Shows whether all sessions are connected and subscribed.
     pub fn show_connected(&self) {
         self.metrics.connected.set(i64::from(self.lanes.are_whole()));
+    }
+
+    /// Sends to the broker, while there is a connection.
+    pub fn client(&self) -> Option<Client> {
+        self.lanes.used().iter().find_map(|lane| lane.acks.client())
     }
 }
 

@@ -241,23 +241,25 @@ pub(super) fn unsubscribe(protocol: Protocol, packet_id: u16, filter: &str, out:
     }
 }
 
-/// PUBLISH at QoS 1.
+/// PUBLISH at QoS 1; at QoS 0 where the packet id is 0.
 pub(super) fn publish(
     protocol: Protocol,
     packet_id: u16,
     topic: &str,
-    payload: &str,
+    payload: &[u8],
     out: &mut BytesMut,
 ) -> bool {
-    let payload = Bytes::copy_from_slice(payload.as_bytes());
+    let payload = Bytes::copy_from_slice(payload);
     match protocol {
         Protocol::V5 => {
-            let mut publish = p5::Publish::new(topic, QoS5::AtLeastOnce, payload, None);
+            let qos = if packet_id == 0 { QoS5::AtMostOnce } else { QoS5::AtLeastOnce };
+            let mut publish = p5::Publish::new(topic, qos, payload, None);
             publish.pkid = packet_id;
             publish.write(out).is_ok()
         }
         Protocol::V311 => {
-            let mut publish = p4::Publish::from_bytes(topic, mqttbytes::QoS::AtLeastOnce, payload);
+            let qos = if packet_id == 0 { mqttbytes::QoS::AtMostOnce } else { mqttbytes::QoS::AtLeastOnce };
+            let mut publish = p4::Publish::from_bytes(topic, qos, payload);
             publish.pkid = packet_id;
             publish.write(out).is_ok()
         }

@@ -53,6 +53,7 @@ fn stream(rows: &[SampleRow], arena: &str, numbered: bool, out: &mut Vec<u8>) {
                 null(out);
                 field(out, row.value.text(arena).unwrap_or_default().as_bytes());
             }
+            RowValue::Null => (0..3).for_each(|_| null(out)),
         }
         if numbered {
             field(out, &(index as i32).to_be_bytes());

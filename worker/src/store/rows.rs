@@ -1,5 +1,6 @@
 //! The rows of one batch, ready for the database, each with the delivery it came from.
 
+use crate::decode::sparkplug::births::Change;
 use crate::decode::{Micros, Reason};
 
 /// A sample with its series resolved.
@@ -33,6 +34,8 @@ pub enum RowValue {
         /// Bytes.
         len: u32,
     },
+    /// None, as the device says.
+    Null,
 }
 
 impl RowValue {
@@ -102,6 +105,15 @@ pub struct MetadataRow {
     pub digest: [u8; 32],
     /// The document.
     pub document: String,
+    /// Index of the delivery in the batch.
+    pub delivery: u32,
+}
+
+/// What a Sparkplug message changes of what is known of its edge node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SparkplugRow {
+    /// What it changes.
+    pub change: Change,
     /// Index of the delivery in the batch.
     pub delivery: u32,
 }

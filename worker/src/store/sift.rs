@@ -67,6 +67,7 @@ fn same(row: &SampleRow, (number, truth, text, quality): &Stored, arena: &str) -
     row.quality == *quality
         && match row.value {
             RowValue::Num(value) => *number == Some(value),
+            RowValue::Null => number.is_none() && truth.is_none() && text.is_none(),
             RowValue::Bool(value) => *truth == Some(value),
             RowValue::Text { .. } => text.as_deref() == row.value.text(arena),
         }

@@ -6,7 +6,7 @@ use sqlx::{Executor, PgConnection, Row};
 use super::rows::{AckRow, EventRow, MetadataRow};
 use super::sqlstate::AttemptError;
 use super::writer::{Session, Written};
-use super::{copy, letters, sift, staging};
+use super::{births, copy, letters, sift, staging};
 use crate::batch::{Batch, Outcome};
 use crate::decode::Micros;
 
@@ -56,6 +56,9 @@ pub async fn run(
         written.outcome += insert_metadata(connection, &batch.metadata).await?;
     }
     letters::store(connection, batch, pipeline, &mut written).await?;
+    if !batch.sparkplug.is_empty() {
+        births::store(connection, &batch.sparkplug).await?;
+    }
     written.at = commit(connection).await?;
     Ok(written)
 }
