@@ -8,11 +8,21 @@ mod handover;
 mod load;
 mod poison;
 mod store;
+mod tracing;
 
 use crate::suite::Scenario;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    [crash::all(), broker::all(), database::all(), poison::all(), handover::all(), data::all(), store::all()]
-        .concat()
+    [
+        crash::all(),
+        broker::all(),
+        database::all(),
+        poison::all(),
+        handover::all(),
+        data::all(),
+        store::all(),
+        tracing::all(),
+    ]
+    .concat()
 }

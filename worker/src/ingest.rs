@@ -15,6 +15,7 @@ use crate::store::breaker::Breaker;
 use crate::store::dictionary::Dictionary;
 use crate::store::sqlstate::AttemptError;
 use crate::store::writer::{Committed, Writer};
+use crate::trace::context;
 
 /// How long finding or making the series of a batch may take. What was made is found the next time.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(15);
@@ -104,7 +105,19 @@ impl Ingest {
         while draft.rows() < self.limits.max_rows && draft.payload_bytes() < self.limits.max_bytes {
             let Some(delivery) = self.shared.inbox.pop() else { break };
             let format = self.formats.of(&delivery.topic);
-            draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(format, input));
+            let Some(tracer) = &self.shared.tracer else {
+                draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(format, input));
+                continue;
+            };
+            let (taken, mut carried) = (Instant::now(), None);
+            draft.add(delivery, now, &self.dictionary, |input| {
+                let (source, content) = self.decoder.decode(format, input);
+                carried = context::in_meta(&content);
+                (source, content)
+            });
+            if let Some(delivery) = draft.last() {
+                tracer.decoded(delivery, carried, taken);
+            }
         }
         draft
     }
@@ -136,7 +149,7 @@ impl Ingest {
 
     /// After a commit: counts, and acknowledges.
     fn settle(&self, committed: Committed) {
-        let Committed { batch, mut outcome, samples_stored, dead_letters, at } = committed;
+        let Committed { batch, mut outcome, samples_stored, dead_letters, at, attempt } = committed;
         let metrics = &self.shared.metrics;
         self.shared.clock.observe(at);
         metrics.points.inc_by(samples_stored);
@@ -180,6 +193,9 @@ impl Ingest {
             batch.deliveries.iter().filter_map(|(delivery, _)| delivery.seq.map(|seq| (delivery.epoch, seq))),
         );
         metrics.stale_acks.inc_by(stale);
+        if let Some(tracer) = &self.shared.tracer {
+            tracer.settled(&batch, &attempt, &self.shared.acks);
+        }
     }
 }
 

@@ -19,3 +19,4 @@ pub mod settings;
 pub mod shard;
 pub mod store;
 pub mod tenure;
+pub mod trace;

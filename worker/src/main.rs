@@ -183,6 +183,7 @@ async fn run(
     });
     tokio::spawn(reload(sources, work));
     shard.run(work_seen, Stop { signal: stop, handover }).await;
+    shard.close_traces().await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -250,7 +251,9 @@ async fn retire(sources: &Sources, me: Me, idle: Option<Duration>, writers: &Han
     // An instance of its own, so that it is never mistaken for the worker of the same machine.
     let me = Me { instance: format!("retire-{}", me.incarnation), ..me };
     let shard = Shard::new(sources.settings()?, me, writers.clone())?;
-    let proof = shard.retire(idle).await?;
+    let proof = shard.retire(idle).await;
+    shard.close_traces().await;
+    let proof = proof?;
     println!("retired: the session is drained ({proof:?}) and ended");
     Ok(())
 }

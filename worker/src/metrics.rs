@@ -97,6 +97,12 @@ pub struct Metrics {
     pub late: IntCounter,
     /// Series in the cache.
     pub series_cached: IntGauge,
+    /// Spans that the collector took.
+    pub spans_exported: IntCounter,
+    /// Spans that it did not get, by reason.
+    pub spans_dropped: IntCounterVec,
+    /// Messages with a trace context that is none.
+    pub trace_contexts_invalid: IntCounter,
 }
 
 impl Metrics {
@@ -197,6 +203,18 @@ impl Metrics {
                 "Rows refused because their time is outside the accept window.",
             )?,
             series_cached: gauge(&r, "series_cached", "Series in the cache.")?,
+            spans_exported: counter(&r, "spans_exported_total", "Spans that the trace collector took.")?,
+            spans_dropped: counters(
+                &r,
+                "spans_dropped_total",
+                "Spans that the trace collector did not get, by reason.",
+                "reason",
+            )?,
+            trace_contexts_invalid: counter(
+                &r,
+                "trace_contexts_invalid_total",
+                "Messages whose traceparent is malformed.",
+            )?,
             registry: r,
         };
         for reason in Reason::ALL {
@@ -211,6 +229,9 @@ impl Metrics {
         }
         for message_type in ["telem", "ack", "event", "other"] {
             metrics.messages.with_label_values(&[message_type]);
+        }
+        for reason in ["queue_full", "not_sent"] {
+            metrics.spans_dropped.with_label_values(&[reason]);
         }
         Ok(metrics)
     }

@@ -1,7 +1,7 @@
 //! The contract with the broker.
 
 pub mod acks;
-mod client;
+pub(crate) mod client;
 pub mod connection;
 pub mod options;
 pub mod session;

@@ -22,6 +22,7 @@ use crate::ingest;
 use crate::mqtt::options::{Login, Options, PROTOCOL_MAX_PACKET, Protocol};
 use crate::store::connection;
 use crate::store::lease::LeaseKey;
+use crate::trace;
 
 /// Why settings cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +118,8 @@ pub struct Settings {
     pub max_in_hand: usize,
     /// When the worker is ready.
     pub readiness: http::Limits,
+    /// Where traces go, if anywhere.
+    pub tracing: Option<trace::Options>,
 }
 
 /// What to subscribe, by which plan.
@@ -187,6 +190,14 @@ impl Sources {
                 problem: "this version opens one session; write 1",
             });
         }
+        let tracing = spec.tracing.as_ref().map(|tracing| {
+            let endpoint = Url::parse(&tracing.otlp_endpoint).map_err(|_| SettingsError::Unsupported {
+                path: "spec.tracing.otlpEndpoint",
+                problem: "is not the URL of an OTLP collector",
+            })?;
+            let layout = spec.source.mqtt.layout.clone();
+            Ok::<_, SettingsError>(trace::Options { endpoint, ratio: tracing.ratio, layout })
+        });
         let max_in_hand = spec.batch.max_in_hand.bytes() as usize;
         let rules = Rules {
             max_age: spec.accept.max_age.get(),
@@ -215,6 +226,7 @@ impl Sources {
                 max_unacked_age: spec.readiness.max_unacked_age.get(),
                 max_stillness: (spec.source.mqtt.keep_alive.get() * 2).max(Duration::from_secs(30)),
             },
+            tracing: tracing.transpose()?,
         })
     }
 

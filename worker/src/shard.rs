@@ -27,6 +27,7 @@ use crate::store::lease_rules::Purpose;
 use crate::store::writer::Writer;
 use crate::store::{connection, schema, transaction};
 use crate::tenure::{LeaseView, Superseded, Tenure};
+use crate::trace::{TraceError, Tracer};
 
 /// Writers of a worker: one commits while the other gathers.
 pub const WRITERS: usize = 2;
@@ -39,8 +40,14 @@ const BEAT: Duration = Duration::from_millis(500);
 
 /// A failure to put the parts together.
 #[derive(Debug, thiserror::Error)]
-#[error("metrics: {0}")]
-pub struct AssemblyError(#[from] prometheus::Error);
+pub enum AssemblyError {
+    /// Metrics.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// Traces.
+    #[error("spec.tracing: {0}")]
+    Traces(#[from] TraceError),
+}
 
 /// One shard's parts.
 #[derive(Debug)]
@@ -77,6 +84,11 @@ impl Shard {
     /// Puts the parts together; nothing is connected yet.
     pub fn new(settings: Settings, me: Me, writers: Handle) -> Result<Self, AssemblyError> {
         let metrics = Metrics::new()?;
+        let tracer = settings
+            .tracing
+            .as_ref()
+            .map(|options| Tracer::new(options, &settings, &metrics, &writers))
+            .transpose()?;
         let shared = Arc::new(Shared {
             inbox: Inbox::default(),
             acks: Acks::default(),
@@ -85,6 +97,7 @@ impl Shard {
             budget_bytes: settings.max_in_hand,
             clock: DatabaseClock::default(),
             metrics: metrics.clone(),
+            tracer,
         });
         let lease = Arc::new(LeaseView::default());
         lease.waiting("starting".to_owned());
@@ -131,6 +144,13 @@ impl Shard {
             () = overdue => tracing::error!("stopping although deliveries are still in hand"),
         }
         self.abandon();
+    }
+
+    /// Sends the traces that are still here, for a moment at most.
+    pub async fn close_traces(&self) {
+        if let Some(tracer) = &self.shared.tracer {
+            tracer.close().await;
+        }
     }
 
     pub(crate) fn abandon(&self) {

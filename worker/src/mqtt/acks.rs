@@ -96,6 +96,8 @@ pub struct Window {
     pub oldest: Option<Duration>,
     /// The epoch.
     pub epoch: u64,
+    /// Deliveries acknowledged in this epoch: all with a place below it.
+    pub acknowledged: u64,
 }
 
 impl Window {
@@ -135,7 +137,8 @@ impl Acks {
         let seq = live.prefix.push(packet_id, arrived);
         let unacked = live.prefix.len();
         live.plateau = live.plateau.max(unacked);
-        (seq, Window { unacked, observed: live.plateau, oldest: None, epoch: live.epoch })
+        let (epoch, acknowledged) = (live.epoch, live.prefix.first);
+        (seq, Window { unacked, observed: live.plateau, oldest: None, epoch, acknowledged })
     }
 
     /// Notes committed deliveries and acknowledges the longest committed prefix. Returns how many
@@ -166,6 +169,7 @@ impl Acks {
             observed: live.plateau,
             oldest: live.prefix.oldest().map(|arrived| arrived.elapsed()),
             epoch: live.epoch,
+            acknowledged: live.prefix.first,
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::delivery::{Delivery, InHand};
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 use crate::tenure::Tenure;
+use crate::trace::Tracer;
 
 /// What a delivery costs beside its bytes.
 const DELIVERY_OVERHEAD: usize = 256;
@@ -77,6 +78,8 @@ pub struct Shared {
     pub clock: DatabaseClock,
     /// Counters.
     pub metrics: Metrics,
+    /// Traces, if they are asked for.
+    pub tracer: Option<Tracer>,
 }
 
 impl Shared {
@@ -418,6 +421,8 @@ impl Serving<'_> {
             dup: publish.dup,
             received_at: shared.clock.now(),
             arrived,
+            parent: shared.tracer.as_ref().and_then(|tracer| tracer.arrived(&publish.user_properties)),
+            trace: None,
             in_hand: InHand::new(budget, metrics.in_flight.clone()),
         });
         if window.is_some_and(|window| window.is_full() || waiting == window.half()) {
