@@ -249,6 +249,21 @@ mod tests {
                 "spec.sink.storeRef.name: the file holds no TelemetryStore 'other'; name one that is there",
             ),
             (
+                "tracing: {otlpEndpoint: collector:4318}\n  sink: {",
+                "sink: {",
+                "spec.tracing.otlpEndpoint: is not the URL of a collector that takes OTLP over HTTP; write http://host:4318 or https://host:4318",
+            ),
+            (
+                "tracing: {otlpEndpoint: 'http://me:secret@collector:4318'}\n  sink: {",
+                "sink: {",
+                "spec.tracing.otlpEndpoint: holds a user name or password; give the worker the variable OTEL_EXPORTER_OTLP_HEADERS from a Secret instead",
+            ),
+            (
+                "tracing: {otlpEndpoint: 'http://collector:4318', ratio: 1.5}\n  sink: {",
+                "sink: {",
+                "spec.tracing.ratio: 1.5 is out of range; write 0 to 1",
+            ),
+            (
                 "kind: Pipeline",
                 "kind: IngestPipeline",
                 "kind: 'Pipeline' is not known; write IngestPipeline or TelemetryStore",

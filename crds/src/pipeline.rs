@@ -371,10 +371,10 @@ impl Default for Readiness {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tracing {
-    /// Where to send them: an OTLP endpoint.
+    /// The collector: OTLP over HTTP, such as `http://collector:4318`. `/v1/traces` is added.
     #[schemars(length(min = 1, max = 500))]
     pub otlp_endpoint: String,
-    /// Share of messages to trace, 0 to 1.
+    /// Share of the messages without a trace context to trace, 0 to 1. Those with one follow its sender's decision.
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub ratio: f64,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::pipeline::{IngestPipelineSpec, Mqtt, Protocol, ShardBy, Tls};
+use crate::pipeline::{IngestPipelineSpec, Mqtt, Protocol, ShardBy, Tls, Tracing};
 use crate::store::{TelemetryStoreSpec, TenantMode};
 use crate::topic::{Layout, check_filter};
 
@@ -77,8 +77,8 @@ pub fn pipeline(spec: &IngestPipelineSpec) -> Vec<FieldError> {
         );
     }
     errors.in_range("spec.readiness.maxQueueFill", &spec.readiness.max_queue_fill, &1, &100);
-    if let Some(tracing) = &spec.tracing {
-        errors.in_range("spec.tracing.ratio", &tracing.ratio, &0.0, &1.0);
+    if let Some(spec) = &spec.tracing {
+        tracing(spec, &mut errors);
     }
     if let Some(scaling) = &spec.autoscaling {
         errors.in_range("spec.autoscaling.minReplicas", &scaling.min_replicas, &1, &256);
@@ -86,6 +86,27 @@ pub fn pipeline(spec: &IngestPipelineSpec) -> Vec<FieldError> {
         errors.in_range("spec.autoscaling.targetUtilization", &scaling.target_utilization, &10, &100);
     }
     errors.0
+}
+
+fn tracing(tracing: &Tracing, errors: &mut Errors) {
+    errors.in_range("spec.tracing.ratio", &tracing.ratio, &0.0, &1.0);
+    let path = "spec.tracing.otlpEndpoint";
+    match Url::parse(&tracing.otlp_endpoint) {
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => errors.add(
+            path,
+            "holds a user name or password",
+            "give the worker the variable OTEL_EXPORTER_OTLP_HEADERS from a Secret instead",
+        ),
+        Ok(url) if url.query().is_some() || url.fragment().is_some() => {
+            errors.add(path, "holds a '?' or '#'", "write scheme, host, port and path only");
+        }
+        Ok(url) if matches!(url.scheme(), "http" | "https") => {}
+        _ => errors.add(
+            path,
+            "is not the URL of a collector that takes OTLP over HTTP",
+            "write http://host:4318 or https://host:4318",
+        ),
+    }
 }
 
 fn mqtt(mqtt: &Mqtt, errors: &mut Errors) {

@@ -5,6 +5,7 @@
 
 mod bed;
 mod bench;
+mod collector;
 mod compare;
 mod demo;
 mod fleet;

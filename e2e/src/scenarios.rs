@@ -13,6 +13,7 @@ mod sessions;
 mod sparkplug;
 pub mod store;
 mod tls;
+mod tracing;
 
 use crate::suite::Scenario;
 
@@ -31,6 +32,7 @@ pub fn all() -> Vec<Scenario> {
         limits::all(),
         letters::all(),
         sparkplug::all(),
+        tracing::all(),
     ]
     .concat()
 }

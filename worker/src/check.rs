@@ -28,7 +28,6 @@ pub fn not_yet(manifest: &Manifest) -> Vec<String> {
         (store.retention.is_some(), "spec.retention: old samples are not deleted by this version"),
         (!store.rollups.is_empty(), "spec.rollups: none are made by this version"),
         (store.columnstore.is_some(), "spec.columnstore: samples are not compressed by this version"),
-        (spec.tracing.is_some(), "spec.tracing: no traces are sent by this version"),
     ]
     .into_iter()
     .filter(|(asked, _)| *asked)

@@ -3,10 +3,12 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use opentelemetry::trace::SpanContext;
 use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::decode::Micros;
+use crate::trace::MessageTrace;
 
 /// One received PUBLISH. It holds its place among the deliveries in hand until it is dropped.
 #[derive(Debug)]
@@ -29,6 +31,10 @@ pub struct Delivery {
     pub received_at: Micros,
     /// When it was received, by this process.
     pub arrived: Instant,
+    /// The trace context that its user properties carry; looked for only while messages are traced.
+    pub parent: Option<Box<SpanContext>>,
+    /// Its trace, if it is sampled; known once it is decoded.
+    pub trace: Option<Box<MessageTrace>>,
     /// Its place among the deliveries in hand.
     pub in_hand: InHand,
 }

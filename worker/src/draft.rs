@@ -54,6 +54,11 @@ impl Draft {
         self.batch.deliveries.len()
     }
 
+    /// The delivery taken in last.
+    pub fn last(&mut self) -> Option<&mut Delivery> {
+        self.batch.deliveries.last_mut().map(|(delivery, _)| delivery)
+    }
+
     /// Takes a delivery in, decoded by `decode`.
     pub fn add(
         &mut self,

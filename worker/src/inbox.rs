@@ -131,6 +131,8 @@ mod tests {
             received_at: 0,
             arrived: Instant::now(),
             tenant: Some(tenant.into()),
+            parent: None,
+            trace: None,
             in_hand: InHand::new(budget, IntGauge::new("in_flight", "in flight").unwrap()),
         }
     }

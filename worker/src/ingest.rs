@@ -16,6 +16,7 @@ use crate::store::breaker::Breaker;
 use crate::store::dictionary::Dictionary;
 use crate::store::sqlstate::AttemptError;
 use crate::store::writer::{Committed, Writer};
+use crate::trace::context;
 
 /// How long finding or making the series of a batch may take. What was made is found the next time.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(15);
@@ -109,7 +110,19 @@ impl Ingest {
         while draft.rows() < self.limits.max_rows && draft.payload_bytes() < self.limits.max_bytes {
             let Some(delivery) = self.shared.inbox.pop() else { break };
             let format = self.formats.of(&delivery.topic);
-            draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(format, input));
+            let Some(tracer) = &self.shared.tracer else {
+                draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(format, input));
+                continue;
+            };
+            let (taken, mut carried) = (Instant::now(), None);
+            draft.add(delivery, now, &self.dictionary, |input| {
+                let (source, content) = self.decoder.decode(format, input);
+                carried = context::in_meta(&content);
+                (source, content)
+            });
+            if let Some(delivery) = draft.last() {
+                tracer.decoded(delivery, carried, taken);
+            }
         }
         let Shared { metrics, .. } = &*self.shared;
         metrics.sequence_gaps.inc_by(draft.gaps());
@@ -146,7 +159,7 @@ impl Ingest {
 
     /// After a commit: counts, and acknowledges.
     fn settle(&self, committed: Committed) {
-        let Committed { batch, mut outcome, samples_stored, dead_letters, at } = committed;
+        let Committed { batch, mut outcome, samples_stored, dead_letters, at, attempt } = committed;
         let metrics = &self.shared.metrics;
         self.shared.clock.observe(at);
         metrics.points.inc_by(samples_stored);
@@ -188,6 +201,9 @@ impl Ingest {
         metrics.committed.inc_by(batch.deliveries.len() as u64);
         let stale = self.shared.lanes.commit(batch.deliveries.iter().map(|(delivery, _)| delivery));
         metrics.stale_acks.inc_by(stale);
+        if let Some(tracer) = &self.shared.tracer {
+            tracer.settled(&batch, &attempt, &self.shared.lanes);
+        }
     }
 }
 

@@ -25,3 +25,4 @@ pub mod stopwatch;
 pub mod store;
 pub mod tenure;
 pub mod throughput;
+pub mod trace;

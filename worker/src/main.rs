@@ -198,6 +198,7 @@ async fn run(
     });
     tokio::spawn(reload(sources, work, credentials, access));
     shard.run(work_seen, Stop { signal: stop, handover }).await;
+    shard.close_traces().await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -276,7 +277,9 @@ async fn retire(sources: &Sources, me: Me, idle: Option<Duration>, writers: &Han
     let settings = sources.settings()?;
     let (_access, seen) = watch::channel(settings.access.clone());
     let shard = Shard::new(settings, seen, me, writers.clone())?;
-    let proof = shard.retire(idle).await?;
+    let proof = shard.retire(idle).await;
+    shard.close_traces().await;
+    let proof = proof?;
     println!("retired: the session is drained ({proof:?}) and ended");
     Ok(())
 }

@@ -109,6 +109,12 @@ pub struct Metrics {
     pub sequence_gaps: IntCounter,
     /// Sparkplug's edge nodes asked for their births, by outcome.
     pub rebirth_requests: IntCounterVec,
+    /// Spans that the collector took.
+    pub spans_exported: IntCounter,
+    /// Spans that it did not get, by reason.
+    pub spans_dropped: IntCounterVec,
+    /// Messages with a trace context that is none.
+    pub trace_contexts_invalid: IntCounter,
 }
 
 impl Metrics {
@@ -246,6 +252,18 @@ impl Metrics {
                 "Edge nodes asked for their births, by outcome.",
                 "outcome",
             )?,
+            spans_exported: counter(&r, "spans_exported_total", "Spans that the trace collector took.")?,
+            spans_dropped: counters(
+                &r,
+                "spans_dropped_total",
+                "Spans that the trace collector did not get, by reason.",
+                "reason",
+            )?,
+            trace_contexts_invalid: counter(
+                &r,
+                "trace_contexts_invalid_total",
+                "Messages whose traceparent is malformed.",
+            )?,
             registry: r,
         };
         metrics.broker_dropped.set(f64::NAN);
@@ -264,6 +282,9 @@ impl Metrics {
         }
         for message_type in ["telem", "ack", "event", "other"] {
             metrics.messages.with_label_values(&[message_type]);
+        }
+        for reason in ["queue_full", "not_sent"] {
+            metrics.spans_dropped.with_label_values(&[reason]);
         }
         Ok(metrics)
     }

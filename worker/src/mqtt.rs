@@ -1,7 +1,7 @@
 //! The contract with the broker.
 
 pub mod acks;
-pub mod client;
+pub(crate) mod client;
 pub mod connection;
 pub mod lanes;
 pub mod options;

@@ -16,6 +16,7 @@ use crate::decode::{Decoder, Rules};
 use crate::http;
 use crate::ingest;
 use crate::store::lease::LeaseKey;
+use crate::trace;
 
 mod access;
 
@@ -115,6 +116,8 @@ pub struct Settings {
     pub readiness: http::Limits,
     /// Whether to ask Sparkplug's edge nodes for their births.
     pub asks_for_births: bool,
+    /// Where traces go, if anywhere.
+    pub tracing: Option<trace::Options>,
 }
 
 /// What to subscribe, by which plan.
@@ -179,6 +182,15 @@ impl Sources {
     pub fn settings(&self) -> Result<Settings, SettingsError> {
         let manifest = self.manifest()?;
         let (spec, store) = (&manifest.pipeline.spec, &manifest.store.spec);
+        let tracing = spec.tracing.as_ref().map(|tracing| {
+            let endpoint =
+                url::Url::parse(&tracing.otlp_endpoint).map_err(|_| SettingsError::Unsupported {
+                    path: "spec.tracing.otlpEndpoint",
+                    problem: "is not the URL of an OTLP collector",
+                })?;
+            let layout = spec.source.mqtt.layout.clone();
+            Ok::<_, SettingsError>(trace::Options { endpoint, ratio: tracing.ratio, layout })
+        });
         let max_in_hand = spec.batch.max_in_hand.bytes() as usize;
         let rules = Rules {
             max_age: spec.accept.max_age.get(),
@@ -208,6 +220,7 @@ impl Sources {
                 max_unacked_age: spec.readiness.max_unacked_age.get(),
                 max_stillness: (spec.source.mqtt.keep_alive.get() * 2).max(Duration::from_secs(30)),
             },
+            tracing: tracing.transpose()?,
         })
     }
 

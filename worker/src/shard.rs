@@ -34,6 +34,7 @@ use crate::store::writer::Writer;
 use crate::store::{births, connection, schema, transaction};
 use crate::tenure::{LeaseView, Superseded, Tenure};
 use crate::throughput::{Look, Throughput};
+use crate::trace::{TraceError, Tracer};
 
 /// Writers of a worker: one commits while the other gathers.
 pub const WRITERS: usize = 2;
@@ -46,8 +47,14 @@ const BEAT: Duration = Duration::from_millis(500);
 
 /// A failure to put the parts together.
 #[derive(Debug, thiserror::Error)]
-#[error("metrics: {0}")]
-pub struct AssemblyError(#[from] prometheus::Error);
+pub enum AssemblyError {
+    /// Metrics.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// Traces.
+    #[error("spec.tracing: {0}")]
+    Traces(#[from] TraceError),
+}
 
 /// One shard's parts.
 #[derive(Debug)]
@@ -95,6 +102,11 @@ impl Shard {
     ) -> Result<Self, AssemblyError> {
         let metrics = Metrics::new()?;
         let database = access.borrow().database.clone();
+        let tracer = settings
+            .tracing
+            .as_ref()
+            .map(|options| Tracer::new(options, &settings, &metrics, &writers))
+            .transpose()?;
         let shared = Arc::new(Shared {
             inbox: Inbox::default(),
             lanes: Lanes::default(),
@@ -104,6 +116,7 @@ impl Shard {
             metrics: metrics.clone(),
             committing: Occupied::default(),
             throughput: Throughput::default(),
+            tracer,
         });
         let lease = Arc::new(LeaseView::default());
         lease.waiting("starting".to_owned());
@@ -172,6 +185,13 @@ impl Shard {
             () = overdue => tracing::error!("stopping although deliveries are still in hand"),
         }
         self.abandon();
+    }
+
+    /// Sends the traces that are still here, for a moment at most.
+    pub async fn close_traces(&self) {
+        if let Some(tracer) = &self.shared.tracer {
+            tracer.close().await;
+        }
     }
 
     pub(crate) fn abandon(&self) {

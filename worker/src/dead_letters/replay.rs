@@ -230,6 +230,8 @@ impl Replay {
             dup: true,
             received_at,
             arrived: Instant::now(),
+            parent: None,
+            trace: None,
             in_hand: InHand::new(budget, self.metrics.in_flight.clone()),
         })
     }

@@ -112,6 +112,17 @@ pub struct Window {
     half: Option<usize>,
 }
 
+/// What became of a delivery's acknowledgement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It waits for deliveries before it.
+    Waiting,
+    /// Sent.
+    Sent,
+    /// Its connection is over.
+    Never,
+}
+
 impl Window {
     fn of(unacked: usize, observed: usize, oldest: Option<Duration>, epoch: u64) -> Self {
         let half = if observed <= SMALL_WINDOW { observed.div_ceil(2) } else { usize::MAX };
@@ -209,6 +220,18 @@ impl Acks {
     /// Sends on the current epoch's connection.
     pub fn client(&self) -> Option<Client> {
         self.live().client.clone()
+    }
+
+    /// What became of the acknowledgement of an epoch's delivery.
+    pub fn standing(&self, epoch: u64, seq: u64) -> Standing {
+        let live = self.live();
+        if epoch != live.epoch || live.client.is_none() {
+            Standing::Never
+        } else if seq < live.prefix.first {
+            Standing::Sent
+        } else {
+            Standing::Waiting
+        }
     }
 
     /// The window now.

@@ -65,7 +65,7 @@ impl Waiting {
 
 impl Client {
     /// For a connection that is still to be opened.
-    pub(super) fn new(protocol: Protocol) -> Self {
+    pub(crate) fn new(protocol: Protocol) -> Self {
         Self { protocol, outbox: Arc::default() }
     }
 

@@ -61,6 +61,8 @@ pub struct Publish {
     pub payload: Bytes,
     /// The broker may have sent it before.
     pub dup: bool,
+    /// User properties (MQTT 5).
+    pub user_properties: Vec<(String, String)>,
 }
 
 /// What the broker granted at connect.

@@ -23,6 +23,7 @@ use crate::settings::Access;
 use crate::stopwatch::Occupied;
 use crate::tenure::Tenure;
 use crate::throughput::Throughput;
+use crate::trace::Tracer;
 
 /// What a delivery costs beside its bytes.
 const DELIVERY_OVERHEAD: usize = 256;
@@ -75,6 +76,8 @@ pub struct Shared {
     pub committing: Occupied,
     /// What limits the throughput.
     pub throughput: Throughput,
+    /// Traces, if they are asked for.
+    pub tracer: Option<Tracer>,
 }
 
 impl Shared {
@@ -525,6 +528,8 @@ impl Serving<'_> {
             dup: publish.dup,
             received_at: shared.clock.now(),
             arrived,
+            parent: shared.tracer.as_ref().and_then(|tracer| tracer.arrived(&publish.user_properties)),
+            trace: None,
             in_hand: InHand::new(budget, metrics.in_flight.clone()),
         });
         if window.is_some_and(|window| window.is_full() || waiting >= window.half()) {

@@ -53,6 +53,7 @@ fn from_v5(packet: p5::Packet) -> Result<Packet, Lost> {
             topic: publish.topic,
             payload: publish.payload,
             dup: publish.dup,
+            user_properties: publish.properties.map(|all| all.user_properties).unwrap_or_default(),
         }),
         p5::Packet::ConnAck(ack) => match ack.code {
             Code::Success => {
@@ -104,6 +105,7 @@ fn from_v311(packet: p4::Packet) -> Result<Packet, Lost> {
             topic: publish.topic.into(),
             payload: publish.payload,
             dup: publish.dup,
+            user_properties: Vec::new(),
         }),
         p4::Packet::ConnAck(ack) => match ack.code {
             Code::Success => Packet::ConnAck(Granted {

@@ -1,7 +1,8 @@
 //! One transaction per batch, tried until it is committed.
 
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 use tokio::sync::watch;
@@ -59,6 +60,8 @@ pub struct Committed {
     pub dead_letters: Vec<(String, u64)>,
     /// The database's clock right before the commit.
     pub at: Micros,
+    /// When the attempt that committed it began and ended.
+    pub attempt: Range<Instant>,
 }
 
 /// What a transaction wrote, before it is committed.
@@ -115,13 +118,14 @@ impl Writer {
         let mut parts = vec![batch];
         while let Some(mut part) = parts.pop() {
             self.breaker.permit().await;
-            let started = std::time::Instant::now();
+            let started = Instant::now();
             let path = if part.is_redelivered() { self.path.max(Path::Sifted) } else { self.path };
             match self.attempt(&part, path).await {
                 Ok(written) => {
                     self.breaker.succeeded();
                     self.deadline = FIRST_DEADLINE;
-                    self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+                    let attempt = started..Instant::now();
+                    self.metrics.commit_seconds.observe((attempt.end - attempt.start).as_secs_f64());
                     if path > Path::Direct && !part.samples.is_empty() {
                         self.metrics.staged_batches.inc();
                         self.path = written.next_path();
@@ -133,6 +137,7 @@ impl Writer {
                         samples_stored: written.samples_stored,
                         dead_letters: written.dead_letters,
                         at: written.at,
+                        attempt,
                     });
                 }
                 Err(error) => self.settle(&error, path, part, &mut parts),
