@@ -208,9 +208,14 @@ pub enum ValueType {
 pub(crate) fn check(mapping: &Mapping, receive_time: bool, path: &str, errors: &mut Errors) {
     let at = |field: &str| format!("{path}.{field}");
     if mapping.each.is_none() && mapping.points.is_empty() {
-        errors.add(path, "names no values", "write 'each' for an array or object, or 'points' for fixed places");
+        errors.add(
+            path,
+            "names no values",
+            "write 'each' for an array or object, or 'points' for fixed places",
+        );
     }
-    let has_own_time = mapping.points.is_empty() && mapping.each.as_ref().is_some_and(|each| each.time.is_some());
+    let has_own_time =
+        mapping.points.is_empty() && mapping.each.as_ref().is_some_and(|each| each.time.is_some());
     if mapping.time.is_none() && !has_own_time && !receive_time {
         errors.add(
             at("time"),
@@ -227,7 +232,11 @@ pub(crate) fn check(mapping: &Mapping, receive_time: bool, path: &str, errors: &
         if point.name.is_empty() || point.name.len() > MAX_NAME || point.name.chars().any(char::is_control) {
             errors.add(format!("{at}.name"), "is no name", "write 1 to 255 bytes without control characters");
         } else if !names.insert(&point.name) {
-            errors.add(format!("{at}.name"), format!("'{}' is there twice", point.name), "name each point once");
+            errors.add(
+                format!("{at}.name"),
+                format!("'{}' is there twice", point.name),
+                "name each point once",
+            );
         }
         if point.unit.as_ref().is_some_and(|unit| unit.len() > MAX_UNIT || unit.contains('\0')) {
             errors.add(format!("{at}.unit"), "is too long", "write at most 64 bytes, without NUL");
@@ -247,9 +256,17 @@ fn number_only(
     for (field, value) in [("scale", scale), ("offset", offset)] {
         let Some(value) = value else { continue };
         if !numbers {
-            errors.add(format!("{path}.{field}"), "is given for what is no number", "remove it, or set type: Number");
+            errors.add(
+                format!("{path}.{field}"),
+                "is given for what is no number",
+                "remove it, or set type: Number",
+            );
         } else if !value.is_finite() || (field == "scale" && value == 0.0) {
-            errors.add(format!("{path}.{field}"), format!("is {value}"), "write a finite number; a scale is not 0");
+            errors.add(
+                format!("{path}.{field}"),
+                format!("is {value}"),
+                "write a finite number; a scale is not 0",
+            );
         }
     }
 }
@@ -269,7 +286,11 @@ pub(crate) fn check_subscription(
             errors.add(at("mapping"), "is missing", "write one, or choose another format");
         }
         Some(_) if *format != Mapped => {
-            errors.add(at("mapping"), "is given, but the format is not Mapped", "set format: Mapped, or remove it");
+            errors.add(
+                at("mapping"),
+                "is given, but the format is not Mapped",
+                "set format: Mapped, or remove it",
+            );
         }
         Some(mapping) => check(mapping, receive_time, &at("mapping"), errors),
         None => {}
@@ -288,7 +309,11 @@ pub(crate) fn check_subscription(
         ),
         (None, _) | (Some(_), Fields | InfluxLine) => {}
         (Some(_), _) => {
-            errors.add(at("timeUnit"), "is given, but the format is neither Fields nor InfluxLine", "remove it");
+            errors.add(
+                at("timeUnit"),
+                "is given, but the format is neither Fields nor InfluxLine",
+                "remove it",
+            );
         }
     }
 }

@@ -32,13 +32,12 @@ impl ShardPlan {
     /// has is left out.
     pub fn subscriptions(&self, spec: &IngestPipelineSpec, group: &str) -> Vec<Subscription> {
         let all = &spec.source.mqtt.subscriptions;
-        let with = |filter: String, subscription: &Subscription| Subscription { filter, ..subscription.clone() };
+        let with =
+            |filter: String, subscription: &Subscription| Subscription { filter, ..subscription.clone() };
         match spec.sharding.by {
-            ShardBy::Topic => all
-                .iter()
-                .filter(|subscription| self.keys.contains(&subscription.filter))
-                .cloned()
-                .collect(),
+            ShardBy::Topic => {
+                all.iter().filter(|subscription| self.keys.contains(&subscription.filter)).cloned().collect()
+            }
             ShardBy::Tenant => {
                 let Ok(layout) = Layout::parse(&spec.source.mqtt.layout) else { return Vec::new() };
                 let tenants = self.keys.iter().filter(|tenant| spec.sharding.tenants.contains(tenant));

@@ -4,6 +4,7 @@ mod broker;
 mod crash;
 mod data;
 mod database;
+mod formats;
 mod handover;
 mod load;
 mod poison;
@@ -13,6 +14,15 @@ use crate::suite::Scenario;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    [crash::all(), broker::all(), database::all(), poison::all(), handover::all(), data::all(), store::all()]
-        .concat()
+    [
+        crash::all(),
+        broker::all(),
+        database::all(),
+        poison::all(),
+        handover::all(),
+        data::all(),
+        formats::all(),
+        store::all(),
+    ]
+    .concat()
 }

@@ -7,17 +7,33 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use penstock_crds::Format;
 use penstock_crds::topic::{Layout, Named};
 use serde::de::IgnoredAny;
 
 mod ack_v1;
+mod auto;
+mod compression;
+mod content;
 mod event_v1;
+mod fields;
+mod influx_line;
+mod je02;
 mod json;
+mod mapped;
+mod parsec;
+mod reading;
 pub mod reject;
+mod senml;
+mod senml_cbor;
+mod sensors;
 mod telemetry_v1;
 mod time;
+mod tree;
+mod value;
 
+pub use compression::Compression;
+pub use content::Claims;
+pub use reading::Reading;
 pub use reject::{Reason, Reject};
 
 /// Longest name of a tenant, site, device or point, longest id and type, in bytes.
@@ -36,6 +52,8 @@ pub struct Input<'a> {
     pub topic: &'a [u8],
     /// The payload, as the broker sent it.
     pub payload: &'a [u8],
+    /// How it is compressed, where the publisher said so; otherwise its first bytes tell.
+    pub compression: Option<Compression>,
     /// When the worker received it, by the database's clock.
     pub received_at: Micros,
     /// The database's clock now, for the accept window.
@@ -131,6 +149,10 @@ pub struct Content<'a> {
     pub metadata: Option<Metadata<'a>>,
     /// What cannot be stored, and why.
     pub rejects: Vec<Reject>,
+    /// Whose message it is by its own words, where the mapping says where to look.
+    pub claims: Claims<'a>,
+    /// Bytes of the payload once expanded; 0 where it was not compressed.
+    pub expanded: usize,
 }
 
 /// What is accepted.
@@ -176,21 +198,20 @@ impl Decoder {
     }
 
     /// Decodes a message. Each part of it is an item or a reject; without a source all is a reject.
-    pub fn decode<'a>(&self, format: Format, input: &Input<'a>) -> (Option<Source<'a>>, Content<'a>) {
-        let mut content = Content::default();
-        let source = match self.source(input.topic) {
-            Ok((source, kind)) => {
-                if let Err(reject) = self.decode_payload(format, kind, input, &mut content) {
-                    content = Content { rejects: vec![reject], ..Content::default() };
-                }
-                Some(source)
+    pub fn decode<'a>(&self, reading: &Reading, input: &Input<'a>) -> (Option<Source<'a>>, Content<'a>) {
+        let whole = |reject| Content { rejects: vec![reject], ..Content::default() };
+        let (source, kind) = match self.source(input.topic) {
+            Ok((source, _)) if !reading.names_tenant() && !self.admits(source.tenant) => {
+                return (None, whole(unlisted(source.tenant)));
             }
-            Err(reject) => {
-                content.rejects.push(reject);
-                None
-            }
+            Ok(found) => found,
+            Err(reject) => return (None, whole(reject)),
         };
-        (source, content)
+        let content = self.decode_payload(reading, kind, input).unwrap_or_else(whole);
+        match &content.claims.tenant {
+            Some(tenant) if !self.admits(tenant) => (Some(source), whole(unlisted(tenant))),
+            _ => (Some(source), content),
+        }
     }
 
     fn source<'a>(&self, topic: &'a [u8]) -> Result<(Source<'a>, Option<&'a str>), Reject> {
@@ -209,41 +230,65 @@ impl Decoder {
             return Err(invalid("the tenant or the device is empty"));
         }
         let tenant = if source.tenant.is_empty() { ONLY_TENANT } else { source.tenant };
-        if self.tenants.as_ref().is_some_and(|listed| !listed.contains(tenant)) {
-            let detail = format!("tenant '{tenant}' is not in the store's spec.tenants.names");
-            return Err(Reject::whole(Reason::UnknownTenant, &detail));
-        }
         Ok((Source { tenant, ..source }, kind.map(|kind| name(kind, "kind")).transpose()?))
+    }
+
+    /// Whether the tenant may store.
+    fn admits(&self, tenant: &str) -> bool {
+        self.tenants.as_ref().is_none_or(|listed| listed.contains(tenant))
     }
 
     fn decode_payload<'a>(
         &self,
-        format: Format,
-        kind: Option<&'a str>,
+        reading: &Reading,
+        kind: Option<&str>,
         input: &Input<'a>,
-        content: &mut Content<'a>,
-    ) -> Result<(), Reject> {
+    ) -> Result<Content<'a>, Reject> {
         if input.payload.is_empty() {
             return Err(Reject::whole(Reason::EmptyPayload, "the payload has no bytes"));
         }
-        if input.payload.len() > self.rules.max_payload {
+        let most = self.rules.max_payload;
+        if input.payload.len() > most {
             let detail = format!(
-                "the payload has {} bytes; spec.source.mqtt.maxPacketSize allows {}",
-                input.payload.len(),
-                self.rules.max_payload
+                "the payload has {} bytes; spec.source.mqtt.maxPacketSize allows {most}",
+                input.payload.len()
             );
             return Err(Reject::whole(Reason::TooLarge, &detail));
         }
-        let text = std::str::from_utf8(input.payload).map_err(|error| {
-            Reject::whole(Reason::InvalidEncoding, &format!("the payload is not UTF-8: {error}"))
-        })?;
-        let message = Message { input: *input, rules: self.rules, text };
-        let decode = match format {
-            // Further formats are chosen here.
-            Format::Auto | Format::V1 => kind_of(kind, text)?,
-        };
-        decode(&message, content)
+        match input.compression.or_else(|| Compression::of_payload(input.payload)) {
+            None => self.decode_plain(reading, kind, input),
+            Some(compression) => {
+                let expanded = compression.expand(input.payload, most)?;
+                let input = Input { payload: &expanded, ..*input };
+                let content = self.decode_plain(reading, kind, &input)?;
+                Ok(Content { expanded: expanded.len(), ..content.into_owned() })
+            }
+        }
     }
+
+    fn decode_plain<'a>(
+        &self,
+        reading: &Reading,
+        kind: Option<&str>,
+        input: &Input<'a>,
+    ) -> Result<Content<'a>, Reject> {
+        let message = |text| Message { input: *input, rules: self.rules, text };
+        let mut content = Content::default();
+        if reading.may_be_cbor(kind) && senml::is_cbor(input.payload) {
+            senml::decode_cbor(&message(""), &mut content)?;
+        } else {
+            let text = std::str::from_utf8(input.payload).map_err(|error| {
+                Reject::whole(Reason::InvalidEncoding, &format!("the payload is not UTF-8: {error}"))
+            })?;
+            reading.decode(kind, &message(text), &mut content)?;
+        }
+        Ok(content)
+    }
+}
+
+fn unlisted(tenant: &str) -> Reject {
+    let detail = format!("tenant '{tenant}' is not in the store's spec.tenants.names");
+    Reject::whole(Reason::UnknownTenant, &detail)
 }
 
 /// Whose message it is, as far as the topic tells; `None` where it names nobody who could be.

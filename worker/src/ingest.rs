@@ -37,7 +37,7 @@ pub struct Ingest {
     pub shared: Arc<Shared>,
     /// Decodes deliveries.
     pub decoder: Decoder,
-    /// Which format a topic has.
+    /// How a topic's payloads are read.
     pub formats: Formats,
     /// Ids of devices and series.
     pub dictionary: Dictionary,
@@ -103,8 +103,8 @@ impl Ingest {
         let now = self.shared.clock.now();
         while draft.rows() < self.limits.max_rows && draft.payload_bytes() < self.limits.max_bytes {
             let Some(delivery) = self.shared.inbox.pop() else { break };
-            let format = self.formats.of(&delivery.topic);
-            draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(format, input));
+            let reading = self.formats.of(&delivery.topic);
+            draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(reading, input));
         }
         draft
     }

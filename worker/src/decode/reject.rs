@@ -13,7 +13,9 @@ pub enum Reason {
     EmptyPayload,
     /// Not UTF-8 where text is needed, or text that holds NUL.
     InvalidEncoding,
-    /// Not JSON, or nested too deeply.
+    /// Compressed, but not well.
+    InvalidCompression,
+    /// Not what the format says, or nested too deeply.
     ParseError,
     /// A required field is missing or of the wrong type.
     InvalidField,
@@ -29,7 +31,7 @@ pub enum Reason {
     InvalidTime,
     /// A time outside the accept window.
     TsWindow,
-    /// The payload is larger than `maxPacketSize`.
+    /// The payload is larger than `maxPacketSize`, or expands to more.
     TooLarge,
     /// The tenant has as many series as it may have.
     Cardinality,
@@ -41,12 +43,13 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for metrics that start at 0 and for docs.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::InvalidTopic,
         Self::UnknownTenant,
         Self::UnknownSchema,
         Self::EmptyPayload,
         Self::InvalidEncoding,
+        Self::InvalidCompression,
         Self::ParseError,
         Self::InvalidField,
         Self::InvalidValue,
@@ -69,6 +72,7 @@ impl Reason {
             Self::UnknownSchema => "unknown_schema",
             Self::EmptyPayload => "empty_payload",
             Self::InvalidEncoding => "invalid_encoding",
+            Self::InvalidCompression => "invalid_compression",
             Self::ParseError => "parse_error",
             Self::InvalidField => "invalid_field",
             Self::InvalidValue => "invalid_value",

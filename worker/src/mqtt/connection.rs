@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use super::client::Client;
 use super::options::Options;
 use super::wire::{self, Packet};
+use crate::decode::Compression;
 
 /// How long TCP, TLS and CONNACK may take together.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -56,6 +57,8 @@ pub struct Publish {
     pub topic: Bytes,
     /// Payload.
     pub payload: Bytes,
+    /// How it is compressed, where its content type says so (MQTT 5).
+    pub compression: Option<Compression>,
     /// The broker may have sent it before.
     pub dup: bool,
 }
