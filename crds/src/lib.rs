@@ -3,6 +3,7 @@
 //! - [`pipeline`]: `IngestPipeline`, from MQTT to a store.
 //! - [`store`]: `TelemetryStore`, a database and its policies.
 //! - [`manifest`]: both from one YAML file, for use without a cluster.
+//! - [`mapping`]: how foreign JSON becomes samples.
 //! - [`plan`]: which keys a shard owns.
 //! - [`validate`]: what a schema cannot say.
 
@@ -11,6 +12,7 @@
 
 pub mod duration;
 pub mod manifest;
+pub mod mapping;
 pub mod operations;
 pub mod pipeline;
 pub mod plan;

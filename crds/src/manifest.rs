@@ -264,6 +264,31 @@ mod tests {
                 "spec.tracing.ratio: 1.5 is out of range; write 0 to 1",
             ),
             (
+                "\"traksense/+/+/+/telem\", format: Mapped, mapping: {time: {pointer: ts}}",
+                "\"traksense/+/+/+/telem\"",
+                "spec.source.mqtt.subscriptions[0].mapping.time.pointer: 'ts' is not a JSON pointer; write /ts, or nothing for the whole message",
+            ),
+            (
+                "\"traksense/+/+/+/telem\", format: Mapped, mapping: {points: [{name: a, pointer: /a, type: Text, scale: 2}]}",
+                "\"traksense/+/+/+/telem\"",
+                "spec.source.mqtt.subscriptions[0].mapping.time: is missing, and spec.accept.receiveTime is Reject, so nothing could be stored; write where the time is, such as {pointer: /ts, unit: Milliseconds}, or set receiveTime: Allow\nspec.source.mqtt.subscriptions[0].mapping.points[0].scale: is given for what is no number; remove it, or set type: Number",
+            ),
+            (
+                "\"traksense/+/+/+/telem\", format: Mapped",
+                "\"traksense/+/+/+/telem\"",
+                "spec.source.mqtt.subscriptions[0].mapping: is missing; write one, or choose another format",
+            ),
+            (
+                "\"traksense/+/+/+/telem\", format: InfluxLine, timeUnit: Rfc3339",
+                "\"traksense/+/+/+/telem\"",
+                "spec.source.mqtt.subscriptions[0].timeUnit: is Rfc3339, which line protocol does not have; write Nanoseconds, Microseconds, Milliseconds or Seconds",
+            ),
+            (
+                "\"traksense/+/+/+/telem\", timeField: at",
+                "\"traksense/+/+/+/telem\"",
+                "spec.source.mqtt.subscriptions[0].timeField: is given, but the format is not Fields; remove it",
+            ),
+            (
                 "kind: Pipeline",
                 "kind: IngestPipeline",
                 "kind: 'Pipeline' is not known; write IngestPipeline or TelemetryStore",

@@ -5,6 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::mapping::{Mapping, TimeUnit};
 use crate::operations::{Autoscaling, Worker};
 use crate::reference::{BundleSource, SecretValue};
 use crate::{Duration, Size};
@@ -81,7 +82,7 @@ fn one() -> i32 {
 }
 
 /// Where messages come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Source {
     /// An MQTT broker.
@@ -89,7 +90,7 @@ pub struct Source {
 }
 
 /// An MQTT broker, and what is wanted of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(validation = Rule::new("has(self.clientIdPrefix) == has(oldSelf.clientIdPrefix) && (!has(self.clientIdPrefix) || self.clientIdPrefix == oldSelf.clientIdPrefix)").message("clientIdPrefix names the broker's sessions and cannot change; make a new pipeline"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mqtt {
@@ -211,7 +212,7 @@ pub struct ClientCertificate {
 }
 
 /// What to subscribe.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Subscription {
     /// A topic filter.
@@ -220,18 +221,43 @@ pub struct Subscription {
     /// Format of the payloads.
     #[serde(default)]
     pub format: Format,
+    /// `Fields`: the field that holds the time; `ts` if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub time_field: Option<String>,
+    /// `Fields` and `InfluxLine`: what times are written in; `Rfc3339` and `Nanoseconds` if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_unit: Option<TimeUnit>,
+    /// `Mapped`: where things are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapping: Option<Mapping>,
 }
 
 /// Format of payloads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Format {
-    /// By the topic's `{kind}` and the payload's own marks.
+    /// By the topic's `{kind}` and the payload's own marks: `V1`, `Je02`, `Parsec`, `Sensors` or `SenML`.
     #[default]
     Auto,
     /// Penstock's normalized JSON, `"schema": "v1"`.
     V1,
     /// Sparkplug B, by its own topics; `layout` does not count.
     SparkplugB,
+    /// `parsec_v1`: digital and analog inputs.
+    Parsec,
+    /// JE02: `DATA` and `INFO`.
+    Je02,
+    /// JSON with an array `sensors`.
+    Sensors,
+    /// RFC 8428, JSON or CBOR.
+    #[serde(rename = "SenML")]
+    SenMl,
+    /// InfluxDB line protocol.
+    InfluxLine,
+    /// A JSON object whose fields are points, and one the time.
+    Fields,
+    /// Any JSON, by `mapping`.
+    Mapped,
 }
 
 /// Sparkplug B.

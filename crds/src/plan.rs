@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::pipeline::{Format, IngestPipelineSpec, ShardBy};
+use crate::pipeline::{IngestPipelineSpec, ShardBy, Subscription};
 use crate::topic::Layout;
 
 /// What one shard owns: the plan file of a worker.
@@ -17,15 +17,6 @@ pub struct ShardPlan {
     pub keys: Vec<String>,
 }
 
-/// What to subscribe.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subscription {
-    /// The filter, as it goes to the broker.
-    pub filter: String,
-    /// Format of the payloads.
-    pub format: Format,
-}
-
 impl ShardPlan {
     /// Reads a plan file. The error says where it is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
@@ -37,31 +28,29 @@ impl ShardPlan {
         Self { generation: 0, shard, keys: keys(spec) }
     }
 
-    /// What the shard subscribes. A key that the spec no longer has is left out.
+    /// What the shard subscribes, with the filters as they go to the broker. A key that the spec no longer
+    /// has is left out.
     pub fn subscriptions(&self, spec: &IngestPipelineSpec, group: &str) -> Vec<Subscription> {
         let all = &spec.source.mqtt.subscriptions;
-        let of = |filter: String, format| Subscription { filter, format };
+        let with =
+            |filter: String, subscription: &Subscription| Subscription { filter, ..subscription.clone() };
         match spec.sharding.by {
-            ShardBy::Topic => all
-                .iter()
-                .filter(|subscription| self.keys.contains(&subscription.filter))
-                .map(|subscription| of(subscription.filter.clone(), subscription.format))
-                .collect(),
+            ShardBy::Topic => {
+                all.iter().filter(|subscription| self.keys.contains(&subscription.filter)).cloned().collect()
+            }
             ShardBy::Tenant => {
                 let Ok(layout) = Layout::parse(&spec.source.mqtt.layout) else { return Vec::new() };
                 let tenants = self.keys.iter().filter(|tenant| spec.sharding.tenants.contains(tenant));
                 tenants
                     .flat_map(|tenant| all.iter().map(move |subscription| (tenant, subscription)))
                     .filter_map(|(tenant, subscription)| {
-                        Some(of(layout.filter_of_tenant(&subscription.filter, tenant)?, subscription.format))
+                        Some(with(layout.filter_of_tenant(&subscription.filter, tenant)?, subscription))
                     })
                     .collect()
             }
             ShardBy::Shared => all
                 .iter()
-                .map(|subscription| {
-                    of(format!("$share/{group}/{}", subscription.filter), subscription.format)
-                })
+                .map(|subscription| with(format!("$share/{group}/{}", subscription.filter), subscription))
                 .collect(),
         }
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::pipeline::{IngestPipelineSpec, Mqtt, Protocol, ShardBy, Tls, Tracing};
+use crate::mapping;
+use crate::pipeline::{IngestPipelineSpec, Mqtt, Protocol, ReceiveTime, ShardBy, Tls, Tracing};
 use crate::store::{TelemetryStoreSpec, TenantMode};
 use crate::topic::{Layout, check_filter};
 
@@ -33,10 +34,15 @@ impl fmt::Display for FieldError {
 }
 
 #[derive(Default)]
-struct Errors(Vec<FieldError>);
+pub(crate) struct Errors(Vec<FieldError>);
 
 impl Errors {
-    fn add(&mut self, path: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) {
+    pub(crate) fn add(
+        &mut self,
+        path: impl Into<String>,
+        problem: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         self.0.push(FieldError { path: path.into(), problem: problem.into(), remedy: remedy.into() });
     }
 
@@ -52,6 +58,11 @@ pub fn pipeline(spec: &IngestPipelineSpec) -> Vec<FieldError> {
     let mut errors = Errors::default();
     errors.in_range("spec.replicas", &spec.replicas, &0, &256);
     mqtt(&spec.source.mqtt, &mut errors);
+    let receive_time = spec.accept.receive_time == ReceiveTime::Allow;
+    for (index, subscription) in spec.source.mqtt.subscriptions.iter().enumerate() {
+        let path = format!("spec.source.mqtt.subscriptions[{index}]");
+        mapping::check_subscription(subscription, receive_time, &path, &mut errors);
+    }
     sharding(spec, &mut errors);
     let batch = &spec.batch;
     errors.in_range("spec.batch.maxRows", &batch.max_rows, &1, &1_000_000);

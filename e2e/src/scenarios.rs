@@ -4,6 +4,7 @@ mod broker;
 mod crash;
 pub mod data;
 mod database;
+mod formats;
 mod handover;
 mod letters;
 mod limits;
@@ -26,6 +27,7 @@ pub fn all() -> Vec<Scenario> {
         poison::all(),
         handover::all(),
         data::all(),
+        formats::all(),
         store::all(),
         tls::all(),
         sessions::all(),

@@ -8,26 +8,39 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use penstock_crds::Format;
 use penstock_crds::topic::{Layout, Named};
 use serde::de::IgnoredAny;
 
 mod ack_v1;
+mod auto;
+mod compression;
+mod content;
 mod event_v1;
+mod fields;
+mod influx_line;
+mod je02;
 mod json;
+mod mapped;
+mod parsec;
+mod reading;
 pub mod reject;
+mod senml;
+mod senml_cbor;
+mod sensors;
 pub mod sparkplug;
 mod telemetry_v1;
 mod time;
+mod tree;
+mod value;
 
+pub use compression::Compression;
+pub use content::Claims;
+pub use reading::Reading;
 pub use reject::{Reason, Reject};
 use sparkplug::births::{Births, Name};
 
 /// Longest name of a tenant, site, device or point, longest id and type, in bytes.
 pub const MAX_NAME: usize = 255;
-
-/// Longest text value, in bytes.
-const MAX_TEXT: usize = 64 * 1024;
 
 /// Tenant of a layout that names none.
 const ONLY_TENANT: &str = "default";
@@ -42,6 +55,8 @@ pub struct Input<'a> {
     pub topic: &'a [u8],
     /// The payload, as the broker sent it.
     pub payload: &'a [u8],
+    /// How it is compressed, where the publisher said so; otherwise its first bytes tell.
+    pub compression: Option<Compression>,
     /// When the worker received it, by the database's clock.
     pub received_at: Micros,
     /// The database's clock now, for the accept window.
@@ -141,6 +156,10 @@ pub struct Content<'a> {
     pub rejects: Vec<Reject>,
     /// What a Sparkplug message says beside its items.
     pub sparkplug: Option<Box<sparkplug::Effects>>,
+    /// Whose message it is by its own words, where the mapping says where to look.
+    pub claims: Claims<'a>,
+    /// Bytes of the payload once expanded; 0 where it was not compressed.
+    pub expanded: usize,
 }
 
 /// What is accepted.
@@ -192,30 +211,32 @@ impl Decoder {
     }
 
     /// Decodes a message. Each part of it is an item or a reject; without a source all is a reject.
-    pub fn decode<'a>(&self, format: Format, input: &Input<'a>) -> (Option<Source<'a>>, Content<'a>) {
-        let mut content = Content::default();
-        if is_sparkplug(format, input.topic) && sparkplug::is_for_others(input.topic) {
-            return (None, content);
+    pub fn decode<'a>(&self, reading: &Reading, input: &Input<'a>) -> (Option<Source<'a>>, Content<'a>) {
+        let whole = |reject| Content { rejects: vec![reject], ..Content::default() };
+        if reading.is_sparkplug(input.topic) && sparkplug::is_for_others(input.topic) {
+            return (None, Content::default());
         }
-        let source = match self.source(format, input.topic) {
-            Ok((source, kind)) => {
-                if let Err(reject) = self.decode_payload(format, kind, source, input, &mut content) {
-                    let sparkplug = content.sparkplug.take();
-                    content = Content { rejects: vec![reject], sparkplug, ..Content::default() };
-                }
-                Some(source)
+        let (source, kind) = match self.source(reading, input.topic) {
+            Ok((source, _)) if !reading.names_tenant() && !self.admits(source.tenant) => {
+                return (None, whole(unlisted(source.tenant)));
             }
-            Err(reject) => {
-                content.rejects.push(reject);
-                None
-            }
+            Ok(found) => found,
+            Err(reject) => return (None, whole(reject)),
         };
-        (source, content)
+        let content = self.decode_payload(reading, kind, source, input).unwrap_or_else(whole);
+        match &content.claims.tenant {
+            Some(tenant) if !self.admits(tenant) => (Some(source), whole(unlisted(tenant))),
+            _ => (Some(source), content),
+        }
     }
 
-    fn source<'a>(&self, format: Format, topic: &'a [u8]) -> Result<(Source<'a>, Option<&'a str>), Reject> {
+    fn source<'a>(
+        &self,
+        reading: &Reading,
+        topic: &'a [u8],
+    ) -> Result<(Source<'a>, Option<&'a str>), Reject> {
         let invalid = |detail: &str| Reject::whole(Reason::InvalidTopic, detail);
-        let Named { tenant, site, device, kind } = if is_sparkplug(format, topic) {
+        let Named { tenant, site, device, kind } = if reading.is_sparkplug(topic) {
             sparkplug::split(topic).ok_or_else(|| invalid("the topic is none of Sparkplug B's"))?
         } else {
             self.layout.split(topic).ok_or_else(|| invalid("the topic does not fit the layout"))?
@@ -232,57 +253,82 @@ impl Decoder {
             return Err(invalid("the tenant or the device is empty"));
         }
         let tenant = if source.tenant.is_empty() { ONLY_TENANT } else { source.tenant };
-        if self.tenants.as_ref().is_some_and(|listed| !listed.contains(tenant)) {
-            let detail = format!("tenant '{tenant}' is not in the store's spec.tenants.names");
-            return Err(Reject::whole(Reason::UnknownTenant, &detail));
-        }
         Ok((Source { tenant, ..source }, kind.map(|kind| name(kind, "kind")).transpose()?))
+    }
+
+    /// Whether the tenant may store.
+    fn admits(&self, tenant: &str) -> bool {
+        self.tenants.as_ref().is_none_or(|listed| listed.contains(tenant))
     }
 
     fn decode_payload<'a>(
         &self,
-        format: Format,
-        kind: Option<&'a str>,
-        source: Source<'a>,
+        reading: &Reading,
+        kind: Option<&str>,
+        source: Source<'_>,
         input: &Input<'a>,
-        content: &mut Content<'a>,
-    ) -> Result<(), Reject> {
+    ) -> Result<Content<'a>, Reject> {
         if input.payload.is_empty() {
             return Err(Reject::whole(Reason::EmptyPayload, "the payload has no bytes"));
         }
-        if input.payload.len() > self.rules.max_payload {
+        let most = self.rules.max_payload;
+        if input.payload.len() > most {
             let detail = format!(
-                "the payload has {} bytes; spec.source.mqtt.maxPacketSize allows {}",
-                input.payload.len(),
-                self.rules.max_payload
+                "the payload has {} bytes; spec.source.mqtt.maxPacketSize allows {most}",
+                input.payload.len()
             );
             return Err(Reject::whole(Reason::TooLarge, &detail));
         }
-        if is_sparkplug(format, input.topic) {
-            let kind = kind.unwrap_or_default();
-            let device = if kind.starts_with('D') { source.device } else { "" };
-            let of = Name { group: source.tenant.into(), node: source.site.into(), device: device.into() };
-            return sparkplug::decode(&mut self.births(), (self.rules, input), (kind, &of), content);
+        if reading.is_sparkplug(input.topic) {
+            return Ok(self.decode_sparkplug(kind.unwrap_or_default(), source, input));
         }
-        let text = std::str::from_utf8(input.payload).map_err(|error| {
-            Reject::whole(Reason::InvalidEncoding, &format!("the payload is not UTF-8: {error}"))
-        })?;
-        let message = Message { input: *input, rules: self.rules, text };
-        let decode = match format {
-            // Further formats are chosen here.
-            Format::Auto | Format::V1 | Format::SparkplugB => kind_of(kind, text)?,
-        };
-        decode(&message, content)
+        match input.compression.or_else(|| Compression::of_payload(input.payload)) {
+            None => self.decode_plain(reading, kind, input),
+            Some(compression) => {
+                let expanded = compression.expand(input.payload, most)?;
+                let input = Input { payload: &expanded, ..*input };
+                let content = self.decode_plain(reading, kind, &input)?;
+                Ok(Content { expanded: expanded.len(), ..content.into_owned() })
+            }
+        }
+    }
+
+    /// What a message says of the edge node itself counts also where it is rejected.
+    fn decode_sparkplug<'a>(&self, kind: &str, source: Source<'_>, input: &Input<'a>) -> Content<'a> {
+        let device = if kind.starts_with('D') { source.device } else { "" };
+        let of = Name { group: source.tenant.into(), node: source.site.into(), device: device.into() };
+        let mut content = Content::default();
+        match sparkplug::decode(&mut self.births(), (self.rules, input), (kind, &of), &mut content) {
+            Ok(()) => content,
+            Err(reject) => {
+                Content { rejects: vec![reject], sparkplug: content.sparkplug, ..Content::default() }
+            }
+        }
+    }
+
+    fn decode_plain<'a>(
+        &self,
+        reading: &Reading,
+        kind: Option<&str>,
+        input: &Input<'a>,
+    ) -> Result<Content<'a>, Reject> {
+        let message = |text| Message { input: *input, rules: self.rules, text };
+        let mut content = Content::default();
+        if reading.may_be_cbor(kind) && senml::is_cbor(input.payload) {
+            senml::decode_cbor(&message(""), &mut content)?;
+        } else {
+            let text = std::str::from_utf8(input.payload).map_err(|error| {
+                Reject::whole(Reason::InvalidEncoding, &format!("the payload is not UTF-8: {error}"))
+            })?;
+            reading.decode(kind, &message(text), &mut content)?;
+        }
+        Ok(content)
     }
 }
 
-/// Whether a message is read as Sparkplug B: its namespace tells where the format does not.
-fn is_sparkplug(format: Format, topic: &[u8]) -> bool {
-    match format {
-        Format::SparkplugB => true,
-        Format::Auto => sparkplug::is_topic(topic),
-        Format::V1 => false,
-    }
+fn unlisted(tenant: &str) -> Reject {
+    let detail = format!("tenant '{tenant}' is not in the store's spec.tenants.names");
+    Reject::whole(Reason::UnknownTenant, &detail)
 }
 
 /// Whose message it is, as far as the topic tells; `None` where it names nobody who could be. Messages

@@ -7,7 +7,7 @@ use opentelemetry::trace::SpanContext;
 use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::decode::Micros;
+use crate::decode::{Compression, Micros};
 use crate::trace::MessageTrace;
 
 /// One received PUBLISH. It holds its place among the deliveries in hand until it is dropped.
@@ -25,6 +25,8 @@ pub struct Delivery {
     pub topic: Bytes,
     /// The payload's bytes.
     pub payload: Bytes,
+    /// How the payload is compressed, where its content type says so (MQTT 5).
+    pub compression: Option<Compression>,
     /// Whether the broker says that it may have sent it before (MQTT-3.3.1-1).
     pub dup: bool,
     /// When it was received, by the database's clock.

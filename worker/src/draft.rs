@@ -2,7 +2,7 @@
 
 use crate::batch::{Batch, Tally};
 use crate::decode::sparkplug::Effects;
-use crate::decode::{Content, Event, Input, Micros, Reason, Source, Value};
+use crate::decode::{Claims, Content, Event, Input, Micros, Reason, Source, Value};
 use crate::delivery::Delivery;
 use crate::store::dictionary::{Dictionary, Key, Verdict};
 use crate::store::rows::{AckRow, DeadRow, EventRow, MetadataRow, RowValue, SampleRow, SparkplugRow};
@@ -70,10 +70,12 @@ impl Draft {
         let input = Input {
             topic: &delivery.topic,
             payload: &delivery.payload,
+            compression: delivery.compression,
             received_at: delivery.received_at,
             now,
         };
         let (source, mut content) = decode(&input);
+        let expanded = content.expanded;
         let index = self.batch.deliveries.len() as u32;
         if let Some(effects) = content.sparkplug.take() {
             self.add_effects(index, *effects);
@@ -92,10 +94,12 @@ impl Draft {
             detail: reject.detail,
         }));
         if let Some(source) = source {
-            let content = Content { rejects: Vec::new(), ..content };
-            self.add_items(index, &delivery, source, content, dictionary);
+            let claims = content.claims;
+            let content = Content { rejects: Vec::new(), claims: Claims::default(), ..content };
+            self.add_items(index, &delivery, claims.over(source), content, dictionary);
         }
-        self.payload_bytes += delivery.payload.len();
+        // What a compressed payload became is in the batch too.
+        self.payload_bytes += delivery.payload.len().max(expanded);
         self.batch.deliveries.push((delivery, tally));
     }
 

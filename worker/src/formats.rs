@@ -1,33 +1,35 @@
-//! Which format a topic has: that of the first subscription whose filter matches it.
+//! How a topic's payloads are read: as the first subscription whose filter matches it says.
 
-use penstock_crds::Format;
-use penstock_crds::plan::Subscription;
+use penstock_crds::pipeline::Subscription;
 
-/// Formats by filter.
+use crate::decode::Reading;
+
+/// Readings by filter.
 #[derive(Debug)]
 pub struct Formats {
-    /// Filters with formats of their own; empty when all have the same.
-    by_filter: Vec<(String, Format)>,
-    otherwise: Format,
+    /// Filters with readings of their own; empty when all have the same.
+    by_filter: Vec<(String, Reading)>,
+    otherwise: Reading,
 }
 
 impl Formats {
-    /// The formats of the subscriptions.
+    /// The readings of the subscriptions.
     pub fn new(subscriptions: &[Subscription]) -> Self {
-        let otherwise = subscriptions.first().map_or(Format::Auto, |subscription| subscription.format);
-        if subscriptions.iter().all(|subscription| subscription.format == otherwise) {
+        let readings: Vec<Reading> = subscriptions.iter().map(Reading::from).collect();
+        let otherwise = readings.first().cloned().unwrap_or(Reading::Auto);
+        if readings.iter().all(|reading| *reading == otherwise) {
             return Self { by_filter: Vec::new(), otherwise };
         }
-        let by_filter = subscriptions.iter().map(|s| (unshared(&s.filter).to_owned(), s.format)).collect();
-        Self { by_filter, otherwise: Format::Auto }
+        let filters = subscriptions.iter().map(|subscription| unshared(&subscription.filter).to_owned());
+        Self { by_filter: filters.zip(readings).collect(), otherwise: Reading::Auto }
     }
 
-    /// The format of a topic.
-    pub fn of(&self, topic: &[u8]) -> Format {
+    /// The reading of a topic.
+    pub fn of(&self, topic: &[u8]) -> &Reading {
         self.by_filter
             .iter()
             .find(|(filter, _)| matches(filter.as_bytes(), topic))
-            .map_or(self.otherwise, |(_, format)| *format)
+            .map_or(&self.otherwise, |(_, reading)| reading)
     }
 }
 
@@ -52,6 +54,9 @@ fn matches(filter: &[u8], topic: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use penstock_crds::Format;
+    use penstock_crds::mapping::TimeUnit;
+
     use super::*;
 
     #[test]
@@ -72,10 +77,18 @@ mod tests {
 
     #[test]
     fn the_first_matching_subscription_gives_the_format() {
-        let subscription = |filter: &str, format| Subscription { filter: filter.into(), format };
-        let formats =
-            Formats::new(&[subscription("$share/g/a/#", Format::V1), subscription("#", Format::Auto)]);
-        assert_eq!(formats.of(b"a/b"), Format::V1);
-        assert_eq!(formats.of(b"b"), Format::Auto);
+        let subscription = |filter: &str, format| Subscription {
+            filter: filter.into(),
+            format,
+            time_field: None,
+            time_unit: None,
+            mapping: None,
+        };
+        let formats = Formats::new(&[
+            subscription("$share/g/a/#", Format::InfluxLine),
+            subscription("#", Format::SenMl),
+        ]);
+        assert_eq!(formats.of(b"a/b"), &Reading::InfluxLine(TimeUnit::Nanoseconds));
+        assert_eq!(formats.of(b"b"), &Reading::SenMl);
     }
 }

@@ -127,6 +127,7 @@ mod tests {
             seq: None,
             topic: Bytes::from_static(topic.as_bytes()),
             payload: Bytes::new(),
+            compression: None,
             dup: false,
             received_at: 0,
             arrived: Instant::now(),

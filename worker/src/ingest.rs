@@ -39,7 +39,7 @@ pub struct Ingest {
     pub shared: Arc<Shared>,
     /// Decodes deliveries.
     pub decoder: Arc<Decoder>,
-    /// Which format a topic has.
+    /// How a topic's payloads are read.
     pub formats: Formats,
     /// Ids of devices and series.
     pub dictionary: Dictionary,
@@ -109,14 +109,14 @@ impl Ingest {
         let now = self.shared.clock.now();
         while draft.rows() < self.limits.max_rows && draft.payload_bytes() < self.limits.max_bytes {
             let Some(delivery) = self.shared.inbox.pop() else { break };
-            let format = self.formats.of(&delivery.topic);
+            let reading = self.formats.of(&delivery.topic);
             let Some(tracer) = &self.shared.tracer else {
-                draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(format, input));
+                draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(reading, input));
                 continue;
             };
             let (taken, mut carried) = (Instant::now(), None);
             draft.add(delivery, now, &self.dictionary, |input| {
-                let (source, content) = self.decoder.decode(format, input);
+                let (source, content) = self.decoder.decode(reading, input);
                 carried = context::in_meta(&content);
                 (source, content)
             });

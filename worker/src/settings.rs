@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use penstock_crds::Manifest;
 use penstock_crds::manifest::ManifestError;
-use penstock_crds::pipeline::{Rebirth, ReceiveTime};
-use penstock_crds::plan::{ShardPlan, Subscription};
+use penstock_crds::pipeline::{Rebirth, ReceiveTime, Subscription};
+use penstock_crds::plan::ShardPlan;
 use penstock_crds::store::{TelemetryStore, TenantMode};
 use penstock_crds::topic::Layout;
 
@@ -121,7 +121,7 @@ pub struct Settings {
 }
 
 /// What to subscribe, by which plan.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Work {
     /// The plan's generation.
     pub generation: i64,

@@ -146,6 +146,7 @@ fn bad_messages() -> Vec<(Outgoing, &'static str)> {
         (telem(String::new()), "empty_payload"),
         (message(&format!("{DEVICE}/telem"), &b"\xff\xfe{}"[..]), "invalid_encoding"),
         (point(r#"{"name":"p","t":"text","v":"a\u0000b"}"#), "invalid_encoding"),
+        (message(&format!("{DEVICE}/telem"), &b"\x1f\x8b"[..]), "invalid_compression"),
         (telem(r#"{"schema":"v1","#.into()), "parse_error"),
         (
             telem(format!(r#"{head},"points":[],"meta":{}{}}}"#, "[".repeat(40), "]".repeat(40))),

@@ -205,9 +205,9 @@ impl Replay {
             }
             letters.push(message.open);
             let delivery = self.delivery(topic, payload, message.received_at)?;
-            let format = self.formats.of(topic.as_bytes());
+            let reading = self.formats.of(topic.as_bytes());
             draft.add(delivery, message.received_at, &self.dictionary, |input| {
-                self.decoder.decode(format, input)
+                self.decoder.decode(reading, input)
             });
             if draft.rows() >= self.settings.batch.max_rows {
                 self.store(std::mem::take(&mut draft), std::mem::take(&mut letters), told).await?;
@@ -230,6 +230,8 @@ impl Replay {
             dup: true,
             received_at,
             arrived: Instant::now(),
+            // Told by its first bytes: the content type is not kept.
+            compression: None,
             parent: None,
             trace: None,
             in_hand: InHand::new(budget, self.metrics.in_flight.clone()),

@@ -3,6 +3,7 @@
 //! The schema may be left out, and `ts_exec` may be Unix seconds: the original service's own
 //! simulator sends it so.
 
+use penstock_crds::mapping::TimeUnit;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -58,6 +59,6 @@ fn executed_at(raw: Raw<'_>) -> Result<Option<Micros>, Reject> {
     }
     match json::string(raw) {
         Some(text) => time::instant(&text).map(Some),
-        None => time::unix_seconds(raw.map(RawValue::get).unwrap_or_default()).map(Some),
+        None => time::number(json::get(raw), TimeUnit::Seconds).map(Some),
     }
 }

@@ -31,6 +31,11 @@ pub fn is_null(raw: Raw<'_>) -> bool {
     raw.is_none_or(|raw| raw.get() == "null")
 }
 
+/// The field as it stands in the payload; nothing where it is missing.
+pub fn get(raw: Raw<'_>) -> &str {
+    raw.map(RawValue::get).unwrap_or_default()
+}
+
 /// A JSON string, borrowed where it has no escapes. `None` where it is none.
 pub fn string<'a>(raw: Raw<'a>) -> Option<Cow<'a, str>> {
     let quoted = raw?.get();

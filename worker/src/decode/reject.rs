@@ -13,7 +13,9 @@ pub enum Reason {
     EmptyPayload,
     /// Not UTF-8 where text is needed, or text that holds NUL.
     InvalidEncoding,
-    /// Not JSON, or nested too deeply.
+    /// Compressed, but not well.
+    InvalidCompression,
+    /// Not what the format says, or nested too deeply.
     ParseError,
     /// A required field is missing or of the wrong type.
     InvalidField,
@@ -31,7 +33,7 @@ pub enum Reason {
     TsWindow,
     /// No birth tells what an alias stands for, or of which type a metric is.
     UnknownAlias,
-    /// The payload is larger than `maxPacketSize`.
+    /// The payload is larger than `maxPacketSize`, or expands to more.
     TooLarge,
     /// The tenant has as many series as it may have.
     Cardinality,
@@ -43,12 +45,13 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for metrics that start at 0 and for docs.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::InvalidTopic,
         Self::UnknownTenant,
         Self::UnknownSchema,
         Self::EmptyPayload,
         Self::InvalidEncoding,
+        Self::InvalidCompression,
         Self::ParseError,
         Self::InvalidField,
         Self::InvalidValue,
@@ -72,6 +75,7 @@ impl Reason {
             Self::UnknownSchema => "unknown_schema",
             Self::EmptyPayload => "empty_payload",
             Self::InvalidEncoding => "invalid_encoding",
+            Self::InvalidCompression => "invalid_compression",
             Self::ParseError => "parse_error",
             Self::InvalidField => "invalid_field",
             Self::InvalidValue => "invalid_value",

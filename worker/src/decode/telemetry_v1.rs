@@ -7,10 +7,8 @@ use serde_json::value::RawValue;
 
 use super::json::{self, Raw};
 use super::reject::{Reason, Reject};
-use super::{Content, MAX_TEXT, Message, Metadata, Micros, Sample, Value, time};
-
-/// Longest unit, in bytes.
-const MAX_UNIT: usize = 64;
+use super::value::{self, MAX_TEXT};
+use super::{Content, Message, Metadata, Micros, Sample, Value, time};
 
 #[derive(Deserialize)]
 struct Document<'a> {
@@ -46,10 +44,7 @@ pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<()
     }
     content.samples.reserve(points.len());
     for (part, point) in (0u32..).zip(points) {
-        match sample(part, ts, point) {
-            Ok(sample) => content.samples.push(sample),
-            Err(reject) => content.rejects.push(Reject { part: Some(part), ..reject }),
-        }
+        content.add(part, sample(part, ts, point));
     }
     if let Some(meta) = document.meta.filter(|_| !json::is_null(document.meta)) {
         match metadata(ts, meta) {
@@ -72,11 +67,7 @@ pub fn require_v1(schema: Raw<'_>) -> Result<(), Reject> {
 fn ts(message: &Message<'_>, raw: Raw<'_>) -> Result<Micros, Reject> {
     match json::string(raw) {
         Some(text) => time::instant(&text),
-        None if json::is_null(raw) && message.rules.receive_time => Ok(message.input.received_at),
-        None if json::is_null(raw) => Err(Reject::whole(
-            Reason::MissingTime,
-            "the message has no 'ts'; send one, or set spec.accept.receiveTime: Allow",
-        )),
+        None if json::is_null(raw) => message.receipt("the message has no 'ts'"),
         None => Err(Reject::whole(
             Reason::InvalidTime,
             "'ts' is no string; write it as \"2026-11-24T05:10:53.123Z\"",
@@ -87,12 +78,12 @@ fn ts(message: &Message<'_>, raw: Raw<'_>) -> Result<Micros, Reject> {
 fn sample(part: u32, ts: Micros, raw: &RawValue) -> Result<Sample<'_>, Reject> {
     let point: Point<'_> = json::parse(raw.get())?;
     let name = json::name(point.name, "name")?;
-    let unit = if json::is_null(point.u) { None } else { Some(json::text(point.u, "u", MAX_UNIT)?) };
-    Ok(Sample { part, point: name, ts, value: value(point.t, point.v)?, unit, quality: 0 })
+    let unit = value::unit(point.u, "u")?;
+    Ok(Sample { part, point: name, ts, value: typed(point.t, point.v)?, unit, quality: 0 })
 }
 
 /// The value, if it is of its declared type.
-fn value<'a>(declared: Raw<'a>, raw: Raw<'a>) -> Result<Value<'a>, Reject> {
+fn typed<'a>(declared: Raw<'a>, raw: Raw<'a>) -> Result<Value<'a>, Reject> {
     let declared = match declared {
         Some(_) if json::is_null(declared) => Cow::Borrowed("num"),
         Some(_) => json::text(declared, "t", 16)?,

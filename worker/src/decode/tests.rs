@@ -2,6 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod formats;
+mod properties;
+
 const TOPIC: &[u8] = b"traksense/acme/north/inv-01/telem";
 /// 2026-11-24T05:10:53Z.
 const NOW: Micros = 1_795_497_053_000_000;
@@ -17,9 +20,12 @@ fn decoder(receive_time: bool) -> Decoder {
     Decoder::new(layout, rules, None)
 }
 
+fn input<'a>(topic: &'a [u8], payload: &'a [u8]) -> Input<'a> {
+    Input { topic, payload, compression: None, received_at: NOW, now: NOW }
+}
+
 fn decode<'a>(topic: &'a [u8], payload: &'a [u8]) -> (Option<Source<'a>>, Content<'a>) {
-    let input = Input { topic, payload, received_at: NOW, now: NOW };
-    decoder(false).decode(Format::Auto, &input)
+    decoder(false).decode(&Reading::Auto, &input(topic, payload))
 }
 
 fn reason(topic: &[u8], payload: &[u8]) -> Reason {
@@ -175,8 +181,7 @@ fn where_tenants_are_listed_others_are_refused() {
     for (topic, expected) in
         [(TOPIC, Reason::EmptyPayload), (&b"traksense/other/n/d/telem"[..], Reason::UnknownTenant)]
     {
-        let (_, content) =
-            decoder.decode(Format::Auto, &Input { topic, payload: b"", received_at: NOW, now: NOW });
+        let (_, content) = decoder.decode(&Reading::Auto, &input(topic, b""));
         assert_eq!(content.rejects[0].reason, expected);
     }
 }
@@ -184,8 +189,8 @@ fn where_tenants_are_listed_others_are_refused() {
 #[test]
 fn receive_time_stands_in_only_where_it_is_allowed() {
     let payload = br#"{"schema":"v1","points":[{"name":"a","v":1}]}"#;
-    let input = Input { topic: TOPIC, payload, received_at: NOW - 7, now: NOW };
-    let (_, content) = decoder(true).decode(Format::V1, &input);
+    let input = Input { received_at: NOW - 7, ..input(TOPIC, payload) };
+    let (_, content) = decoder(true).decode(&Reading::V1, &input);
     assert_eq!(content.samples[0].ts, NOW - 7);
 }
 
@@ -196,8 +201,8 @@ fn without_a_kind_in_the_topic_the_payload_tells() {
         (r#"{"cmd_id":"1","ok":true}"#, 1, 0),
         (r#"{"schema":"v1","event_type":"x","ts":"2026-11-24T05:10:53Z"}"#, 0, 1),
     ] {
-        let input = Input { topic: b"d", payload: payload.as_bytes(), received_at: NOW, now: NOW };
-        let (source, content) = decoder.decode(Format::Auto, &input);
+        let input = input(b"d", payload.as_bytes());
+        let (source, content) = decoder.decode(&Reading::Auto, &input);
         assert_eq!(source.unwrap().tenant, "default");
         assert_eq!((content.acks.len(), content.events.len()), (acks, events));
     }

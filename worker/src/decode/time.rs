@@ -1,7 +1,9 @@
 //! Times: instants in microseconds, never local times.
 
 use jiff::Timestamp;
+use penstock_crds::mapping::TimeUnit;
 
+use super::json::{self, Raw};
 use super::reject::{Reason, Reject};
 use super::{Message, Micros, Rules};
 
@@ -21,27 +23,89 @@ pub fn instant(text: &str) -> Result<Micros, Reject> {
     Ok(Micros::try_from(timestamp.as_nanosecond().div_euclid(1000)).unwrap_or(Micros::MAX))
 }
 
-/// Unix seconds, whole or decimal, floored to microseconds without a double's rounding.
-pub fn unix_seconds(text: &str) -> Result<Micros, Reject> {
-    let wrong = || Reject::whole(Reason::InvalidTime, &format!("'{text}' is not a number of Unix seconds"));
-    let (sign, digits) = text.strip_prefix('-').map_or((1, text), |digits| (-1, digits));
+/// A number of such units since 1970, whole or decimal, floored to microseconds without a double's rounding.
+pub fn number(text: &str, unit: TimeUnit) -> Result<Micros, Reject> {
+    let (shift, name) = match unit {
+        TimeUnit::Seconds => (6, "seconds"),
+        TimeUnit::Milliseconds => (3, "milliseconds"),
+        TimeUnit::Microseconds => (0, "microseconds"),
+        TimeUnit::Nanoseconds => (-3, "nanoseconds"),
+        TimeUnit::Rfc3339 => return instant(text),
+    };
+    scaled(text, shift).and_then(|micros| Micros::try_from(micros).ok()).map_or_else(
+        || Err(Reject::whole(Reason::InvalidTime, &format!("'{text}' is not a number of Unix {name}"))),
+        bounded,
+    )
+}
+
+/// Refuses what a timestamp of jiff or PostgreSQL cannot hold.
+pub fn bounded(micros: Micros) -> Result<Micros, Reject> {
+    Timestamp::from_microsecond(micros)
+        .map(|_| micros)
+        .map_err(|_| Reject::whole(Reason::InvalidTime, "the time is outside the calendar"))
+}
+
+/// A decimal number times 10 to the power of `shift`, floored. `None` where it is no number, or has more
+/// than about 38 digits.
+pub fn scaled(text: &str, shift: i32) -> Option<i128> {
+    let (mantissa, exponent) = match text.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
+        None => (text, 0),
+    };
+    let (negative, digits) = mantissa.strip_prefix('-').map_or((false, mantissa), |digits| (true, digits));
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    if whole.len() > 12
-        || fraction.len() > 30
-        || !whole.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit())
-    {
-        return Err(wrong());
+    let digits = || whole.bytes().chain(fraction.bytes());
+    if digits().next().is_none() || !digits().all(|byte| byte.is_ascii_digit()) {
+        return None;
     }
-    let seconds: Micros = whole.parse().map_err(|_| wrong())?;
-    let micros: Micros = format!("{fraction:0<6}")[..6].parse().map_err(|_| wrong())?;
-    let cut = fraction.get(6..).is_some_and(|rest| rest.bytes().any(|b| b != b'0'));
-    let value = seconds * 1_000_000 + micros;
-    let value = if sign < 0 { -value - Micros::from(cut) } else { value };
-    // What a timestamp of both jiff and PostgreSQL can hold.
-    Timestamp::from_microsecond(value).map(|_| value).map_err(|_| wrong())
+    let point = whole.len() as i64 + i64::from(exponent) + i64::from(shift);
+    let (mut value, mut cut, mut place) = (0i128, false, 0i64);
+    for digit in digits().map(|byte| i128::from(byte - b'0')) {
+        if place < point {
+            value = value.checked_mul(10)?.checked_add(digit)?;
+        } else {
+            cut |= digit != 0;
+        }
+        place += 1;
+    }
+    while place < point && value != 0 {
+        value = value.checked_mul(10)?;
+        place += 1;
+    }
+    Some(if negative { -value - i128::from(cut) } else { value })
 }
 
 impl Message<'_> {
+    /// The time of a message that has none: its receipt, where that is allowed.
+    pub(super) fn receipt(&self, found: &str) -> Result<Micros, Reject> {
+        if self.rules.receive_time {
+            return Ok(self.input.received_at);
+        }
+        let detail = format!("{found}; send one, or set spec.accept.receiveTime: Allow");
+        Err(Reject::whole(Reason::MissingTime, &detail))
+    }
+
+    /// A time that is an RFC 3339 string, or a number of such units.
+    pub(super) fn time(&self, raw: Raw<'_>, unit: TimeUnit) -> Result<Micros, Reject> {
+        match json::string(raw) {
+            Some(text) => instant(&text),
+            None if json::is_null(raw) => self.receipt("the message has no time"),
+            None => number(json::get(raw), unit),
+        }
+    }
+
+    /// A time that is written in this unit alone.
+    pub(super) fn time_in(&self, raw: Raw<'_>, unit: TimeUnit, field: &str) -> Result<Micros, Reject> {
+        let wrong = |what: &str| Err(Reject::whole(Reason::InvalidTime, &format!("'{field}' {what}")));
+        match (json::string(raw), unit) {
+            _ if json::is_null(raw) => self.receipt(&format!("there is no time at '{field}'")),
+            (Some(text), TimeUnit::Rfc3339) => instant(&text),
+            (None, TimeUnit::Rfc3339) => wrong("is no string such as \"2026-11-24T05:10:53.123Z\""),
+            (Some(_), _) => wrong("is text, not a number"),
+            (None, unit) => number(json::get(raw), unit),
+        }
+    }
+
     /// Refuses a time outside the accept window.
     pub(super) fn accept(&self, ts: Micros) -> Result<Micros, Reject> {
         self.rules.accept(self.input.now, ts)
@@ -97,17 +161,30 @@ mod tests {
     }
 
     #[test]
-    fn unix_seconds_are_exact() {
+    fn unix_times_are_exact() {
         for (text, micros) in [
+            ("1.276020076001e+09", 1_276_020_076_001_000),
+            ("5E-7", 0),
+            ("-5E-7", -1),
+            ("0e999999999", 0),
             ("1.000001", 1_000_001),
             ("0.0000019", 1),
             ("-0.0000011", -2),
             ("1795497053", 1_795_497_053_000_000),
         ] {
-            assert_eq!(unix_seconds(text).unwrap(), micros, "{text}");
+            assert_eq!(number(text, TimeUnit::Seconds).unwrap(), micros, "{text}");
         }
-        for text in ["", "1e9", "1.2.3", "99999999999999", "--1"] {
-            assert!(unix_seconds(text).is_err(), "{text}");
+        for text in ["", ".", "-", "e1", "1e", "1.2.3", "99999999999999", "1e30", "1e999999999", "--1", "0x1"]
+        {
+            assert!(number(text, TimeUnit::Seconds).is_err(), "{text}");
+        }
+        for (unit, text) in [
+            (TimeUnit::Milliseconds, "1795497053123.4567"),
+            (TimeUnit::Microseconds, "1795497053123456.7"),
+            (TimeUnit::Nanoseconds, "1795497053123456999"),
+            (TimeUnit::Rfc3339, "2026-11-24T05:10:53.123456Z"),
+        ] {
+            assert_eq!(number(text, unit).unwrap(), 1_795_497_053_123_456, "{text}");
         }
     }
 

@@ -23,6 +23,7 @@ use super::client::Client;
 use super::options::Options;
 use super::tls;
 use super::wire::{self, Packet};
+use crate::decode::Compression;
 
 /// How long TCP, TLS and CONNACK may take together.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -59,6 +60,8 @@ pub struct Publish {
     pub topic: Bytes,
     /// Payload.
     pub payload: Bytes,
+    /// How it is compressed, where its content type says so (MQTT 5).
+    pub compression: Option<Compression>,
     /// The broker may have sent it before.
     pub dup: bool,
     /// User properties (MQTT 5).

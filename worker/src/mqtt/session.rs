@@ -525,6 +525,7 @@ impl Serving<'_> {
             tenant: decode::tenant(&session.layout, &publish.topic).map(Into::into),
             topic: publish.topic,
             payload: publish.payload,
+            compression: publish.compression,
             dup: publish.dup,
             received_at: shared.clock.now(),
             arrived,

@@ -6,6 +6,7 @@ use rumqttc::v5::mqttbytes::{Error as Error5, QoS as QoS5, v5 as p5};
 
 use super::connection::{Granted, Lost, Publish};
 use super::options::{Options, Protocol};
+use crate::decode::Compression;
 
 /// A packet from the broker.
 #[derive(Debug)]
@@ -52,6 +53,11 @@ fn from_v5(packet: p5::Packet) -> Result<Packet, Lost> {
             packet_id: publish.pkid,
             topic: publish.topic,
             payload: publish.payload,
+            compression: publish
+                .properties
+                .as_ref()
+                .and_then(|properties| properties.content_type.as_deref())
+                .and_then(|content_type| Compression::of_content_type(content_type)),
             dup: publish.dup,
             user_properties: publish.properties.map(|all| all.user_properties).unwrap_or_default(),
         }),
@@ -104,6 +110,7 @@ fn from_v311(packet: p4::Packet) -> Result<Packet, Lost> {
             packet_id: publish.pkid,
             topic: publish.topic.into(),
             payload: publish.payload,
+            compression: None,
             dup: publish.dup,
             user_properties: Vec::new(),
         }),

@@ -49,6 +49,7 @@ fn delivery(place: Option<(u64, u64)>, parent: Option<SpanContext>) -> Delivery 
     let budget = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
     Delivery {
         lane: 0,
+        compression: None,
         epoch: place.map_or(1, |(epoch, _)| epoch),
         seq: place.map(|(_, seq)| seq),
         tenant: None,

@@ -1,4 +1,4 @@
-use penstock_crds::Format;
+use crate::decode::Reading;
 use penstock_crds::topic::Layout;
 use proptest::prelude::*;
 
@@ -32,8 +32,8 @@ fn decoder() -> Decoder {
 }
 
 fn decode<'a>(decoder: &Decoder, topic: &'a str, payload: &'a [u8]) -> (Option<Source<'a>>, Content<'a>) {
-    let input = Input { topic: topic.as_bytes(), payload, received_at: NOW, now: NOW };
-    decoder.decode(Format::SparkplugB, &input)
+    let input = Input { topic: topic.as_bytes(), payload, compression: None, received_at: NOW, now: NOW };
+    decoder.decode(&Reading::SparkplugB, &input)
 }
 
 fn content<'a>(decoder: &Decoder, topic: &'a str, payload: &'a [u8]) -> Content<'a> {
@@ -156,12 +156,13 @@ fn commands_and_host_states_are_for_others_and_hold_no_items() {
 fn the_namespace_tells_the_format_where_the_manifest_does_not() {
     let (decoder, bytes) = (decoder(), golden(NBIRTH));
     let of = |format, topic: &'static str| {
-        let input = Input { topic: topic.as_bytes(), payload: &bytes, received_at: NOW, now: NOW };
+        let input =
+            Input { topic: topic.as_bytes(), payload: &bytes, compression: None, received_at: NOW, now: NOW };
         decoder.decode(format, &input).1.samples.len()
     };
-    assert_eq!(of(Format::Auto, "spBv1.0/g/NBIRTH/n"), 6);
-    assert_eq!(of(Format::V1, "spBv1.0/g/NBIRTH/n"), 0);
-    assert_eq!(of(Format::Auto, "traksense/a/b/c/telem"), 0);
+    assert_eq!(of(&Reading::Auto, "spBv1.0/g/NBIRTH/n"), 6);
+    assert_eq!(of(&Reading::V1, "spBv1.0/g/NBIRTH/n"), 0);
+    assert_eq!(of(&Reading::Auto, "traksense/a/b/c/telem"), 0);
 }
 
 #[test]

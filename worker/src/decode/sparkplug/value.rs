@@ -1,7 +1,8 @@
 //! A metric's value by its declared data type.
 
+use super::super::Value;
 use super::super::reject::Reason;
-use super::super::{MAX_TEXT, Value};
+use super::super::value::MAX_TEXT;
 use super::proto::{self, Metric};
 
 /// Of OPC: good. Penstock's good is 0.

@@ -1,0 +1,6 @@
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use penstock_worker::decode::Reading;
+
+fuzz_target!(|payload: &[u8]| penstock_fuzz::check(&Reading::Je02, payload, None));
