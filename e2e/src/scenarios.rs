@@ -8,7 +8,9 @@ mod handover;
 mod letters;
 mod load;
 mod poison;
+mod policies;
 mod store;
+mod tenants;
 
 use crate::suite::Scenario;
 
@@ -23,6 +25,8 @@ pub fn all() -> Vec<Scenario> {
         data::all(),
         store::all(),
         letters::all(),
+        policies::all(),
+        tenants::all(),
     ]
     .concat()
 }

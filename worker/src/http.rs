@@ -165,6 +165,7 @@ impl Pages {
     fn refresh_gauges(&self) {
         let (metrics, window) = (&self.shared.metrics, self.shared.acks.window());
         metrics.queue_size.set(self.shared.inbox.len() as i64);
+        metrics.series_waiting.set(self.shared.inbox.deferred() as i64);
         metrics.queue_fill.set(self.queue_fill());
         metrics.unacked.set(window.unacked as i64);
         metrics.window_observed.set(window.observed as i64);

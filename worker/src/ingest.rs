@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::Tally;
-use crate::decode::{Decoder, Reason};
+use crate::decode::{Decoder, Micros, Reason};
+use crate::delivery::Delivery;
 use crate::draft::Draft;
 use crate::formats::Formats;
 use crate::mqtt::session::Shared;
@@ -18,6 +19,11 @@ use crate::store::writer::{Committed, Writer};
 
 /// How long finding or making the series of a batch may take. What was made is found the next time.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(15);
+
+/// A delivery that waits for its series is not looked at more often.
+const SHORTEST_DELAY: Duration = Duration::from_millis(50);
+/// While nothing is in hand.
+const SOME_TIME: Duration = Duration::from_hours(1);
 
 /// How large a batch may grow, and how long it may wait.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +70,13 @@ impl Ingest {
                 draft
             };
             self.resolve(&mut draft).await;
+            while draft.is_late() {
+                draft = self.put_aside(draft);
+                self.resolve(&mut draft).await;
+            }
+            if draft.messages() == 0 {
+                continue;
+            }
             let metrics = &self.shared.metrics;
             metrics.batch_size.observe(draft.messages() as f64);
             metrics.batch_rows.observe(draft.rows() as f64);
@@ -76,8 +89,13 @@ impl Ingest {
     async fn wait(&self) -> &'static str {
         let Shared { inbox, acks, .. } = &*self.shared;
         loop {
+            inbox.release(Instant::now());
             let Some(oldest) = inbox.oldest() else {
-                inbox.woken().await;
+                let due = inbox.next_release().unwrap_or_else(|| Instant::now() + SOME_TIME);
+                tokio::select! {
+                    () = tokio::time::sleep_until(due.into()) => {}
+                    () = inbox.woken() => {}
+                }
                 continue;
             };
             let (window, waiting) = (acks.window(), inbox.len());
@@ -103,8 +121,28 @@ impl Ingest {
         let now = self.shared.clock.now();
         while draft.rows() < self.limits.max_rows && draft.payload_bytes() < self.limits.max_bytes {
             let Some(delivery) = self.shared.inbox.pop() else { break };
-            let format = self.formats.of(&delivery.topic);
-            draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(format, input));
+            self.add(&mut draft, delivery, now);
+        }
+        draft
+    }
+
+    fn add(&self, draft: &mut Draft, delivery: Delivery, now: Micros) {
+        let format = self.formats.of(&delivery.topic);
+        draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(format, input));
+    }
+
+    /// Lets deliveries wait whose tenant begins series too fast; the others go on without them.
+    fn put_aside(&self, draft: Draft) -> Draft {
+        let (late, others) = draft.part();
+        let now = Instant::now();
+        self.shared.metrics.series_delayed.inc_by(late.len() as u64);
+        for (delivery, wait) in late {
+            self.shared.inbox.defer(delivery, now + wait.max(SHORTEST_DELAY));
+        }
+        let mut draft = Draft::default();
+        let now = self.shared.clock.now();
+        for delivery in others {
+            self.add(&mut draft, delivery, now);
         }
         draft
     }

@@ -97,6 +97,10 @@ pub struct Metrics {
     pub late: IntCounter,
     /// Series in the cache.
     pub series_cached: IntGauge,
+    /// Times that a delivery was put aside because its tenant begins series too fast.
+    pub series_delayed: IntCounter,
+    /// Deliveries that are put aside now.
+    pub series_waiting: IntGauge,
 }
 
 impl Metrics {
@@ -197,6 +201,12 @@ impl Metrics {
                 "Rows refused because their time is outside the accept window.",
             )?,
             series_cached: gauge(&r, "series_cached", "Series in the cache.")?,
+            series_delayed: counter(
+                &r,
+                "series_delayed_total",
+                "Times that a delivery had to wait because its tenant begins series too fast.",
+            )?,
+            series_waiting: gauge(&r, "series_waiting", "Deliveries that wait for it now.")?,
             registry: r,
         };
         for reason in Reason::ALL {
