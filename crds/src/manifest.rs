@@ -229,6 +229,21 @@ mod tests {
                 "spec.accept.maxAge: 365d is not shorter than the store's retention of 365d; write less than the retention, or what is accepted may be deleted at once",
             ),
             (
+                "rollups: [10s, 1m]",
+                "rollups: [1m, 5m, 1h]",
+                "spec.rollups[0]: 10s is out of range; write 1m to 7d, in whole seconds",
+            ),
+            (
+                "columnstore: {after: 366d}",
+                "columnstore: {after: 7d}",
+                "spec.columnstore.after: 366d is not shorter than the retention of 365d; write less, or leave columnstore out",
+            ),
+            (
+                "deadLetters: {retention: 30m, maxSize: 10Gi}",
+                "deadLetters: {retention: 30d, maxSize: 10Gi}",
+                "spec.deadLetters.retention: 30m is out of range; write 1h to 36500d",
+            ),
+            (
                 "protocol: V4",
                 "protocol: V5",
                 "spec.source.mqtt.protocol: 'V4' is no value that is known here; did you mean 'V5'?",

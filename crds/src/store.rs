@@ -34,14 +34,18 @@ pub struct TelemetryStoreSpec {
     pub database: Database,
     /// How migrations reach the database: as the owner of the schema.
     pub migration: Database,
-    /// How long samples are kept. For ever, if not given.
+    /// How long samples, events, metadata and command answers are kept: at least 1h. For ever, if not
+    /// given. Except for samples on TimescaleDB Community, `maintain` must run for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Duration>,
-    /// Widths of the rollups to keep, each a multiple of the one before.
+    /// Widths of the rollups to keep, each a multiple of the one before: 1m to 7d, and at most a quarter of
+    /// the retention. Each has a view `readings_<width>`. Needs TimescaleDB Community; elsewhere it is
+    /// reported as unsupported.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub rollups: Vec<Duration>,
-    /// Compression of old samples, where the database's edition can do it.
+    /// Compression of old samples. Needs TimescaleDB Community 2.18.1 or newer; elsewhere it is reported as
+    /// unsupported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columnstore: Option<Columnstore>,
     /// Who may store.
@@ -68,7 +72,8 @@ pub struct Database {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Columnstore {
-    /// Age at which samples are compressed.
+    /// Age at which samples are compressed: at least 1h, less than the retention, and better more than
+    /// samples are late.
     pub after: Duration,
 }
 
@@ -85,11 +90,16 @@ pub struct Tenants {
     /// Most series a tenant may have; what would be more is a dead letter `cardinality`.
     #[schemars(range(min = 1, max = 2_000_000_000))]
     pub max_series: i32,
+    /// Most series that a tenant may begin in a minute, by each worker; one minute's worth at once. What
+    /// would be more waits, and is never rejected. No limit, if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub new_series_per_minute: Option<u32>,
 }
 
 impl Default for Tenants {
     fn default() -> Self {
-        Self { mode: TenantMode::Auto, names: Vec::new(), max_series: 1_000_000 }
+        Self { mode: TenantMode::Auto, names: Vec::new(), max_series: 1_000_000, new_series_per_minute: None }
     }
 }
 
@@ -106,10 +116,11 @@ pub enum TenantMode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct DeadLetters {
-    /// How long.
+    /// How long: at least 1h. For ever, if null.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention: Option<Duration>,
-    /// How much in all; beyond it only the beginning of a payload is kept.
+    /// How many bytes of payloads in all. Beyond it the oldest are cut to their first 64 bytes, which
+    /// cannot be replayed. No limit, if null.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_size: Option<Size>,
 }

@@ -16,6 +16,12 @@ const SHARED_EXPIRY: Duration = Duration::from_mins(5);
 /// The shortest keep-alive that the MQTT library takes.
 const SHORTEST_KEEP_ALIVE: Duration = Duration::from_secs(5);
 
+/// Ages at which something may be removed or compressed.
+const SHORTEST_AGE: Duration = Duration::from_hours(1);
+const LONGEST_AGE: Duration = Duration::from_hours(24 * 36_500);
+const NARROWEST_ROLLUP: Duration = Duration::from_mins(1);
+const WIDEST_ROLLUP: Duration = Duration::from_hours(24 * 7);
+
 /// A field that is wrong: where, what, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldError {
@@ -268,6 +274,9 @@ pub fn store(spec: &TelemetryStoreSpec) -> Vec<FieldError> {
     errors.in_range("spec.tenants.maxSeries", &spec.tenants.max_series, &1, &2_000_000_000);
     authorities("spec.database.tls", spec.database.tls.as_ref(), &mut errors);
     authorities("spec.migration.tls", spec.migration.tls.as_ref(), &mut errors);
+    if let Some(rate) = &spec.tenants.new_series_per_minute {
+        errors.in_range("spec.tenants.newSeriesPerMinute", rate, &1, &1_000_000);
+    }
     let mut last = Duration::ZERO;
     for (index, width) in spec.rollups.iter().enumerate() {
         let nested = last.is_zero() || width.get().as_millis().is_multiple_of(last.as_millis());
@@ -279,8 +288,42 @@ pub fn store(spec: &TelemetryStoreSpec) -> Vec<FieldError> {
             );
         }
         last = width.get();
+        rollup(index, width, spec, &mut errors);
+    }
+    if let (Some(columnstore), Some(retention)) = (&spec.columnstore, &spec.retention)
+        && columnstore.after.get() >= retention.get()
+    {
+        errors.add(
+            "spec.columnstore.after",
+            format!("{} is not shorter than the retention of {retention}", columnstore.after),
+            "write less, or leave columnstore out",
+        );
+    }
+    for (path, age) in [
+        ("spec.retention", spec.retention.as_ref()),
+        ("spec.deadLetters.retention", spec.dead_letters.retention.as_ref()),
+        ("spec.columnstore.after", spec.columnstore.as_ref().map(|columnstore| &columnstore.after)),
+    ] {
+        if let Some(age) = age.filter(|age| age.get() < SHORTEST_AGE || age.get() > LONGEST_AGE) {
+            errors.add(path, format!("{age} is out of range"), "write 1h to 36500d");
+        }
     }
     errors.0
+}
+
+fn rollup(index: usize, width: &crate::Duration, spec: &TelemetryStoreSpec, errors: &mut Errors) {
+    let path = format!("spec.rollups[{index}]");
+    if width.get() < NARROWEST_ROLLUP || width.get() > WIDEST_ROLLUP || width.get().subsec_millis() > 0 {
+        errors.add(path, format!("{width} is out of range"), "write 1m to 7d, in whole seconds");
+    } else if let Some(retention) = &spec.retention
+        && retention.get() < 4 * width.get().max(SHORTEST_AGE)
+    {
+        errors.add(
+            path,
+            format!("{width} is too wide for a retention of {retention}: its samples would be gone before it is made"),
+            "keep samples for at least 4 times the width, and 4h",
+        );
+    }
 }
 
 /// What is wrong between a pipeline and its store.

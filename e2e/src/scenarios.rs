@@ -10,9 +10,11 @@ mod letters;
 mod limits;
 pub mod load;
 mod poison;
+mod policies;
 mod sessions;
 mod sparkplug;
 pub mod store;
+mod tenants;
 mod tls;
 mod tracing;
 
@@ -35,6 +37,8 @@ pub fn all() -> Vec<Scenario> {
         letters::all(),
         sparkplug::all(),
         tracing::all(),
+        policies::all(),
+        tenants::all(),
     ]
     .concat()
 }

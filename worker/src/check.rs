@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use penstock_crds::Manifest;
+use penstock_crds::store::TelemetryStoreSpec;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
@@ -11,28 +12,47 @@ use crate::mqtt::options::{Options, Protocol};
 use crate::mqtt::visit;
 use crate::outage;
 use crate::settings::Settings;
-use crate::store::rate;
 use crate::store::schema::{self, SchemaError};
+use crate::store::{policy, rate};
 
 /// What the manifest asks of parts that this version does not have.
 pub fn not_yet(manifest: &Manifest) -> Vec<String> {
-    let (spec, store) = (&manifest.pipeline.spec, &manifest.store.spec);
-    let letters = &store.dead_letters;
+    let spec = &manifest.pipeline.spec;
     [
         (spec.suspend, "spec.suspend: only an operator parks a shard; this worker consumes"),
         (spec.autoscaling.is_some(), "spec.autoscaling: nothing scales by itself in this version"),
-        (
-            letters.retention.is_some() || letters.max_size.is_some(),
-            "spec.deadLetters: dead letters are not deleted by this version",
-        ),
-        (store.retention.is_some(), "spec.retention: old samples are not deleted by this version"),
-        (!store.rollups.is_empty(), "spec.rollups: none are made by this version"),
-        (store.columnstore.is_some(), "spec.columnstore: samples are not compressed by this version"),
     ]
     .into_iter()
     .filter(|(asked, _)| *asked)
     .map(|(_, note)| note.to_owned())
     .collect()
+}
+
+/// What is allowed, and may not be what is meant.
+pub fn hints(manifest: &Manifest) -> Vec<String> {
+    let (accept, store) = (&manifest.pipeline.spec.accept, &manifest.store.spec);
+    let mut hints = Vec::new();
+    if let Some(columnstore) = &store.columnstore
+        && columnstore.after.get() < accept.max_age.get()
+    {
+        hints.push(format!(
+            "spec.columnstore.after: samples may come up to spec.accept.maxAge = {} late; those older than {} are \
+             stored in compressed chunks, which costs more",
+            accept.max_age, columnstore.after
+        ));
+    }
+    let widest = store.rollups.iter().map(penstock_crds::Duration::get).max();
+    if let (Some(retention), Some(widest)) = (&store.retention, widest) {
+        let followed = policy::plan::follows(widest.as_secs() as i64, retention.get().as_secs() as i64);
+        if accept.max_age.get().as_secs() as i64 > followed {
+            hints.push(format!(
+                "spec.accept.maxAge: a sample older than {} is stored, but not taken into the rollups, because the \
+                 samples beside it may be dropped at {retention}",
+                policy::rollup::Width(followed)
+            ));
+        }
+    }
+    hints
 }
 
 /// What the broker grants, for a person and for scripts.
@@ -130,10 +150,16 @@ fn window(options: &Options) -> Value {
 }
 
 /// What the database is, as a worker sees it.
-pub async fn database(settings: &Settings) -> Result<(schema::Report, Option<SchemaError>), SchemaError> {
+pub async fn database(
+    settings: &Settings,
+    store: &TelemetryStoreSpec,
+) -> Result<(schema::Report, Option<SchemaError>), SchemaError> {
     let mut connection = PgConnection::connect_with(&settings.access.database).await?;
-    let report = schema::inspect(&mut connection).await?;
+    let mut report = schema::inspect(&mut connection).await?;
     let fault = schema::require(&mut connection).await.err();
+    if fault.is_none() {
+        report.tell(policy::plan(&mut connection, store).await?);
+    }
     connection.close().await.ok();
     Ok((report, fault))
 }

@@ -1,5 +1,8 @@
 //! A batch in the making: decoded deliveries whose series and devices may not be known yet.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use crate::batch::{Batch, Tally};
 use crate::decode::sparkplug::Effects;
 use crate::decode::{Claims, Content, Event, Input, Micros, Reason, Source, Value};
@@ -16,6 +19,8 @@ pub struct Draft {
     /// Sparkplug's edge nodes to ask for their births.
     asks: Vec<(Box<str>, Box<str>)>,
     gaps: u64,
+    /// Deliveries whose tenant begins series too fast, and how long they wait.
+    late: BTreeMap<u32, Duration>,
 }
 
 /// A row that waits for its series or device.
@@ -221,6 +226,10 @@ impl Draft {
                     }
                     self.place(pending);
                 }
+                Verdict::Later(wait) => {
+                    let longest = self.late.entry(pending.place().0).or_default();
+                    *longest = wait.max(*longest);
+                }
                 Verdict::Cardinality { detail } => {
                     let (delivery, part) = pending.place();
                     self.batch.dead.push(DeadRow { delivery, part, reason: Reason::Cardinality, detail });
@@ -230,7 +239,24 @@ impl Draft {
         Ok(())
     }
 
-    /// The batch, once everything is resolved.
+    /// Whether deliveries have to wait for their series: see [`Draft::part`].
+    pub fn is_late(&self) -> bool {
+        !self.late.is_empty()
+    }
+
+    /// The deliveries that have to wait, each with how long, and the others. Both are decoded again.
+    pub fn part(self) -> (Vec<(Delivery, Duration)>, Vec<Delivery>) {
+        let (mut late, mut others) = (Vec::new(), Vec::new());
+        for (index, (delivery, _)) in (0..).zip(self.batch.deliveries) {
+            match self.late.get(&index) {
+                Some(wait) => late.push((delivery, *wait)),
+                None => others.push(delivery),
+            }
+        }
+        (late, others)
+    }
+
+    /// The batch, once everything is resolved and nothing is late.
     pub fn finish(self) -> Batch {
         self.batch
     }

@@ -175,6 +175,7 @@ impl Pages {
         let (metrics, window) = (&self.shared.metrics, self.shared.lanes.window());
         metrics.queue_size.set(self.shared.inbox.len() as i64);
         metrics.queue_fill.set(self.shared.queue_fill());
+        metrics.series_waiting.set(self.shared.inbox.deferred() as i64);
         metrics.unacked.set(window.unacked as i64);
         metrics.window_observed.set(window.observed as i64);
         metrics.oldest_unacked.set(window.oldest.unwrap_or_default().as_secs_f64());

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::Tally;
-use crate::decode::{Decoder, Reason};
+use crate::decode::{Decoder, Micros, Reason};
+use crate::delivery::Delivery;
 use crate::draft::Draft;
 use crate::formats::Formats;
 use crate::mqtt::session::Shared;
@@ -20,6 +21,11 @@ use crate::trace::context;
 
 /// How long finding or making the series of a batch may take. What was made is found the next time.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(15);
+
+/// A delivery that waits for its series is not looked at more often.
+const SHORTEST_DELAY: Duration = Duration::from_millis(50);
+/// While nothing is in hand.
+const SOME_TIME: Duration = Duration::from_hours(1);
 
 /// How large a batch may grow, and how long it may wait.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +75,14 @@ impl Ingest {
             };
             self.shared.committing.enter(Instant::now());
             self.resolve(&mut draft).await;
+            while draft.is_late() {
+                draft = self.put_aside(draft);
+                self.resolve(&mut draft).await;
+            }
+            if draft.messages() == 0 {
+                self.shared.committing.leave(Instant::now());
+                continue;
+            }
             let metrics = &self.shared.metrics;
             metrics.batch_size.observe(draft.messages() as f64);
             metrics.batch_rows.observe(draft.rows() as f64);
@@ -82,8 +96,13 @@ impl Ingest {
     async fn wait(&self) -> &'static str {
         let Shared { inbox, lanes, .. } = &*self.shared;
         loop {
+            inbox.release(Instant::now());
             let Some(oldest) = inbox.oldest() else {
-                inbox.woken().await;
+                let due = inbox.next_release().unwrap_or_else(|| Instant::now() + SOME_TIME);
+                tokio::select! {
+                    () = tokio::time::sleep_until(due.into()) => {}
+                    () = inbox.woken() => {}
+                }
                 continue;
             };
             let (window, waiting) = (lanes.window(), inbox.len());
@@ -109,25 +128,44 @@ impl Ingest {
         let now = self.shared.clock.now();
         while draft.rows() < self.limits.max_rows && draft.payload_bytes() < self.limits.max_bytes {
             let Some(delivery) = self.shared.inbox.pop() else { break };
-            let reading = self.formats.of(&delivery.topic);
-            let Some(tracer) = &self.shared.tracer else {
-                draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(reading, input));
-                continue;
-            };
-            let (taken, mut carried) = (Instant::now(), None);
-            draft.add(delivery, now, &self.dictionary, |input| {
-                let (source, content) = self.decoder.decode(reading, input);
-                carried = context::in_meta(&content);
-                (source, content)
-            });
-            if let Some(delivery) = draft.last() {
-                tracer.decoded(delivery, carried, taken);
-            }
+            self.add(&mut draft, delivery, now);
         }
         let Shared { metrics, .. } = &*self.shared;
         metrics.sequence_gaps.inc_by(draft.gaps());
         if self.asks_for_births {
             rebirth::ask(draft.asks(), self.shared.client().as_ref(), now, metrics);
+        }
+        draft
+    }
+
+    fn add(&self, draft: &mut Draft, delivery: Delivery, now: Micros) {
+        let reading = self.formats.of(&delivery.topic);
+        let Some(tracer) = &self.shared.tracer else {
+            return draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(reading, input));
+        };
+        let (taken, mut carried) = (Instant::now(), None);
+        draft.add(delivery, now, &self.dictionary, |input| {
+            let (source, content) = self.decoder.decode(reading, input);
+            carried = context::in_meta(&content);
+            (source, content)
+        });
+        if let Some(delivery) = draft.last() {
+            tracer.decoded(delivery, carried, taken);
+        }
+    }
+
+    /// Lets deliveries wait whose tenant begins series too fast; the others go on without them.
+    fn put_aside(&self, draft: Draft) -> Draft {
+        let (late, others) = draft.part();
+        let now = Instant::now();
+        self.shared.metrics.series_delayed.inc_by(late.len() as u64);
+        for (delivery, wait) in late {
+            self.shared.inbox.defer(delivery, now + wait.max(SHORTEST_DELAY));
+        }
+        let mut draft = Draft::default();
+        let now = self.shared.clock.now();
+        for delivery in others {
+            self.add(&mut draft, delivery, now);
         }
         draft
     }

@@ -12,7 +12,7 @@ use penstock_worker::http::router;
 use penstock_worker::settings::{Access, Reload, Settings, Sources, Work};
 use penstock_worker::shard::{Shard, Stop, WRITERS};
 use penstock_worker::store::lease::Me;
-use penstock_worker::store::schema;
+use penstock_worker::store::{maintain, schema};
 use penstock_worker::{check, logging};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,8 +54,13 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         handover: u64,
     },
-    /// Make the schema, or bring it up to date, as its owner.
+    /// Make the schema, or bring it up to date, and apply the store's policies, as the schema's owner.
     Migrate {
+        #[command(flatten)]
+        files: Files,
+    },
+    /// Apply the store's policies and remove what is older than its retention; to be run on a schedule.
+    Maintain {
         #[command(flatten)]
         files: Files,
     },
@@ -158,6 +163,7 @@ async fn obey(command: Command, writers: &Handle) -> Result<(), Fault> {
             Box::pin(run(files.into(), identity.me(), http, Duration::from_secs(handover), writers)).await
         }
         Command::Migrate { files } => migrate(&files.into()).await,
+        Command::Maintain { files } => maintain(&files.into()).await,
         Command::Check { files, connect, outage, rate } => {
             check(&files.into(), connect, Duration::from_secs(outage * 60), rate).await
         }
@@ -240,15 +246,23 @@ async fn migrate(sources: &Sources) -> Result<(), Fault> {
     let store = sources.store()?;
     let owner = sources.database(&store.spec.migration)?;
     let worker = sources.database(&store.spec.database)?;
-    let report = schema::migrate(&owner, Some(worker.get_username())).await?;
+    let report = schema::migrate(&owner, Some(worker.get_username()), &store.spec).await?;
     println!("{}", serde_json::to_string_pretty(&report)?);
+    Ok(())
+}
+
+async fn maintain(sources: &Sources) -> Result<(), Fault> {
+    let store = sources.store()?;
+    let owner = sources.database(&store.spec.migration)?;
+    let maintained = maintain::maintain(&owner, &store.spec).await?;
+    println!("{}", serde_json::to_string_pretty(&maintained)?);
     Ok(())
 }
 
 async fn check(sources: &Sources, connect: bool, outage: Duration, rate: Option<f64>) -> Result<(), Fault> {
     let manifest = sources.manifest()?;
     println!("{}: good", sources.manifest.display());
-    for note in check::not_yet(&manifest) {
+    for note in check::not_yet(&manifest).into_iter().chain(check::hints(&manifest)) {
         println!("note: {note}");
     }
     if !connect {
@@ -256,7 +270,7 @@ async fn check(sources: &Sources, connect: bool, outage: Duration, rate: Option<
     }
     let settings = sources.settings()?;
     let broker = ask_broker(&settings).await;
-    let (report, fault) = check::database(&settings).await?;
+    let (report, fault) = check::database(&settings, &manifest.store.spec).await?;
     println!("database: {}", serde_json::to_string_pretty(&report)?);
     broker?;
     if fault.is_none() {

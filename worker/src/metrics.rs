@@ -115,6 +115,10 @@ pub struct Metrics {
     pub spans_dropped: IntCounterVec,
     /// Messages with a trace context that is none.
     pub trace_contexts_invalid: IntCounter,
+    /// Times that a delivery was put aside because its tenant begins series too fast.
+    pub series_delayed: IntCounter,
+    /// Deliveries that are put aside now.
+    pub series_waiting: IntGauge,
 }
 
 impl Metrics {
@@ -264,6 +268,12 @@ impl Metrics {
                 "trace_contexts_invalid_total",
                 "Messages whose traceparent is malformed.",
             )?,
+            series_delayed: counter(
+                &r,
+                "series_delayed_total",
+                "Times that a delivery had to wait because its tenant begins series too fast.",
+            )?,
+            series_waiting: gauge(&r, "series_waiting", "Deliveries that wait for it now.")?,
             registry: r,
         };
         metrics.broker_dropped.set(f64::NAN);

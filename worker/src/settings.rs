@@ -108,6 +108,8 @@ pub struct Settings {
     pub tenants: Option<Vec<String>>,
     /// Most series of a tenant.
     pub max_series: i32,
+    /// Series that a tenant may begin in a minute, if that is limited.
+    pub new_series_per_minute: Option<u32>,
     /// Size of a batch.
     pub batch: ingest::Limits,
     /// The byte budget of all deliveries in hand.
@@ -208,6 +210,7 @@ impl Sources {
             rules,
             tenants: (store.tenants.mode == TenantMode::Listed).then(|| store.tenants.names.clone()),
             max_series: store.tenants.max_series,
+            new_series_per_minute: store.tenants.new_series_per_minute,
             batch: ingest::Limits {
                 max_rows: spec.batch.max_rows as usize,
                 max_bytes: spec.batch.max_bytes.bytes() as usize,

@@ -205,7 +205,8 @@ impl Shard {
 
     /// Waits for a database with a schema, reads the dictionary, and starts the writers.
     pub async fn prepare(&self, writers: &mut JoinSet<()>) {
-        let dictionary = Dictionary::new(self.pool.clone(), self.settings.max_series);
+        let dictionary = Dictionary::new(self.pool.clone(), self.settings.max_series)
+            .with_rate(self.settings.new_series_per_minute);
         let mut told = String::new();
         loop {
             self.pulse.beat();

@@ -139,6 +139,10 @@ impl Tracer {
 
     /// Decides whether a decoded message is traced. `carried`: what its payload carries.
     pub fn decoded(&self, delivery: &mut Delivery, carried: Carried, taken: Instant) {
+        // Decoded before, and put aside since.
+        if delivery.trace.is_some() {
+            return;
+        }
         let carried = self.valid(carried);
         let parent = delivery.parent.take().map(|parent| *parent).or(carried);
         delivery.trace = self.sample(parent.as_ref()).map(|context| {

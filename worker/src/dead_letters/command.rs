@@ -209,13 +209,13 @@ impl Files {
         Sources { manifest: self.manifest, plan: None, secrets: self.secrets, shard: 0 }
     }
 
-    async fn as_worker(self) -> Result<PgConnection, Fault> {
+    async fn worker(self) -> Result<PgConnection, Fault> {
         let sources = self.sources();
         let store = sources.store()?;
         open(&sources.database(&store.spec.database)?).await
     }
 
-    async fn as_owner(self) -> Result<PgConnection, Fault> {
+    async fn owner(self) -> Result<PgConnection, Fault> {
         let sources = self.sources();
         let store = sources.store()?;
         open(&sources.database(&store.spec.migration)?).await
@@ -233,18 +233,18 @@ impl DeadLetters {
     pub async fn run(self) -> Result<(), Fault> {
         match self {
             Self::List { files, which, state, limit, json } => {
-                list(files.as_worker().await?, which, state, limit, json).await
+                list(files.worker().await?, which, state, limit, json).await
             }
-            Self::Show { files, digest } => show(files.as_worker().await?, &digest).await,
+            Self::Show { files, digest } => show(files.worker().await?, &digest).await,
             Self::Export { files, which, state, limit, output } => {
-                export(files.as_worker().await?, which, state, limit, output).await
+                export(files.worker().await?, which, state, limit, output).await
             }
             Self::Replay { files, which, limit, json } => replay(files, which, limit, json).await,
             Self::Purge { files, which, state, limit, all, yes } => {
                 if which.is_anything() && state == State::All && !all {
                     return Err("say which letters to remove, or --all".into());
                 }
-                purge(files.as_owner().await?, which, state, limit, yes).await
+                purge(files.owner().await?, which, state, limit, yes).await
             }
         }
     }

@@ -2,13 +2,14 @@
 //! transaction, so that writers never wait for one another's new series.
 
 use std::collections::BTreeSet;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use sqlx::{Connection, PgConnection, PgPool, Row};
 
 use super::connection;
+use super::series_rate::SeriesRate;
 use crate::decode::Source;
 
 /// Keys of one short transaction.
@@ -57,6 +58,8 @@ pub enum Verdict {
         /// For a person.
         detail: String,
     },
+    /// The tenant begins series faster than it may: ask again then.
+    Later(Duration),
 }
 
 /// Ids of devices and series.
@@ -64,6 +67,7 @@ pub enum Verdict {
 pub struct Dictionary {
     pool: PgPool,
     max_series: i32,
+    rate: Option<Mutex<SeriesRate>>,
     cache: RwLock<Cache>,
 }
 
@@ -98,7 +102,25 @@ struct Series {
 impl Dictionary {
     /// An empty cache before a database. `max_series`: most series of a tenant.
     pub fn new(pool: PgPool, max_series: i32) -> Self {
-        Self { pool, max_series, cache: RwLock::default() }
+        Self { pool, max_series, rate: None, cache: RwLock::default() }
+    }
+
+    /// The same, where a tenant may begin only so many series a minute.
+    #[must_use]
+    pub fn with_rate(self, per_minute: Option<u32>) -> Self {
+        Self { rate: per_minute.map(|per_minute| Mutex::new(SeriesRate::new(per_minute))), ..self }
+    }
+
+    /// How many of so many new series may begin now.
+    fn take(&self, tenant: &str, wanted: usize) -> usize {
+        let Some(rate) = &self.rate else { return wanted };
+        rate.lock().unwrap_or_else(PoisonError::into_inner).take(tenant, wanted, Instant::now())
+    }
+
+    /// When so many more may begin.
+    fn wait(&self, tenant: &str, more: usize) -> Duration {
+        let Some(rate) = &self.rate else { return Duration::ZERO };
+        rate.lock().unwrap_or_else(PoisonError::into_inner).wait(tenant, more, Instant::now())
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Cache> {
@@ -153,18 +175,20 @@ impl Dictionary {
         let wanted: Vec<&Key> = wanted.into_iter().collect();
         // Sorted by tenant first, so that a run of one tenant is one transaction.
         for of_tenant in wanted.chunk_by(|a, b| a.tenant == b.tenant) {
+            let mut late = 0;
             for chunk in of_tenant.chunks(CHUNK) {
-                self.resolve_chunk(chunk, &mut verdicts).await?;
+                self.resolve_chunk(chunk, &mut late, &mut verdicts).await?;
             }
         }
         let unknown = || Verdict::Cardinality { detail: "the key was not resolved".to_owned() };
         Ok(keys.iter().map(|key| verdicts.get(key).cloned().unwrap_or_else(unknown)).collect())
     }
 
-    /// One short transaction for keys of one tenant.
+    /// One short transaction for keys of one tenant. `late`: how many of its keys are to be asked again.
     async fn resolve_chunk<'k>(
         &self,
         keys: &[&'k Key],
+        late: &mut usize,
         verdicts: &mut HashMap<&'k Key, Verdict>,
     ) -> Result<(), sqlx::Error> {
         let Some(tenant) = keys.first().map(|key| key.tenant.as_str()) else { return Ok(()) };
@@ -180,7 +204,9 @@ impl Dictionary {
             .filter_map(|key| Some((device_of(key)?, *key)))
             .collect();
         let room = if refused { Some(0) } else { None };
-        let series = series(&mut transaction, tenant_id, &series_keys, self.max_series, room).await?;
+        let take = |wanted| self.take(tenant, wanted);
+        let (series, later) =
+            series(&mut transaction, tenant_id, &series_keys, self.max_series, room, take).await?;
         transaction.commit().await?;
         connection.give_back();
 
@@ -196,6 +222,9 @@ impl Dictionary {
             if let Some((id, unit)) = series.get(&(device_id, point.clone())) {
                 cache.put_series(device_id, point, unit.as_deref(), *id);
                 verdicts.insert(key, Verdict::Known(*id));
+            } else if later.contains(&(device_id, point.clone())) {
+                *late += 1;
+                verdicts.insert(key, Verdict::Later(self.wait(tenant, *late)));
             } else {
                 if !refused {
                     cache.full.insert(tenant.into(), Instant::now() + REFUSED_FOR);
@@ -290,14 +319,17 @@ async fn devices(
 type SeriesFound = HashMap<(i32, String), (i32, Option<String>)>;
 
 /// Finds the series, makes what is missing as far as the tenant's cap allows, and takes over new
-/// units. `room`: how many may be made, where that is known already.
+/// units. `room`: how many may be made, where that is known already. `take`: of how many may be made, how
+/// many now; the others are returned beside those found.
 async fn series(
     connection: &mut PgConnection,
     tenant_id: i32,
     keys: &[(i32, &Key)],
     max_series: i32,
     room: Option<i32>,
-) -> Result<SeriesFound, sqlx::Error> {
+    take: impl FnOnce(usize) -> usize,
+) -> Result<(SeriesFound, HashSet<(i32, String)>), sqlx::Error> {
+    let mut later = HashSet::new();
     let mut found = find_series(connection, keys).await?;
     let known = |found: &SeriesFound, device: i32, key: &Key| {
         key.point.as_ref().and_then(|point| found.get(&(device, point.clone())).map(|(_, unit)| unit.clone()))
@@ -322,6 +354,8 @@ async fn series(
         let there = find_series(connection, keys).await?;
         points.retain(|(device, point, _)| !there.contains_key(&(*device, (*point).to_owned())));
         points.truncate(room);
+        let now = take(points.len());
+        later.extend(points.drain(now..).map(|(device, point, _)| (device, point.to_owned())));
         found.extend(there);
         let rows = sqlx::query(
             "INSERT INTO penstock.series (device_id, point, unit) \
@@ -353,7 +387,7 @@ async fn series(
             unit.clone_from(&key.unit);
         }
     }
-    Ok(found)
+    Ok((found, later))
 }
 
 async fn find_series(

@@ -2,10 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use penstock_crds::store::TelemetryStoreSpec;
 use serde::Serialize;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, Executor, PgConnection};
+
+use super::edition::Edition;
+use super::policy::{self, found};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 const ROLES: &str = include_str!("../../../migrations/roles.sql");
@@ -24,6 +28,14 @@ pub enum SchemaError {
     /// A migration failed.
     #[error("{0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
+    /// A policy of the store cannot be set up.
+    #[error("{what}: {source}")]
+    Policy {
+        /// What was to be done.
+        what: String,
+        /// Why not.
+        source: sqlx::Error,
+    },
     /// Another migration holds the lock.
     #[error("another migration has been running for {0:?}; try again when it is done")]
     Busy(Duration),
@@ -49,6 +61,7 @@ impl SchemaError {
         match self {
             Self::Database(_) | Self::Silent(_) => "database_away",
             Self::Migration(_) => "migration_failed",
+            Self::Policy { .. } => "policy_failed",
             Self::Busy(_) => "migration_busy",
             Self::Missing => "schema_missing",
             Self::TooOld { .. } => "schema_too_old",
@@ -63,13 +76,26 @@ pub struct Report {
     /// Version of the server.
     pub server: String,
     /// `TimescaleDB Community`, `TimescaleDB Apache` or `PostgreSQL`.
-    pub edition: &'static str,
+    pub edition: Edition,
     /// Version of TimescaleDB.
     pub timescaledb: Option<String>,
     /// Version of the schema; `None` without one.
     pub schema_version: Option<i64>,
+    /// What of the store's policies this edition cannot do, each beginning with its field.
+    pub unsupported: Vec<String>,
+    /// Changes to the store's policies that were made, or are to be made by `migrate`.
+    pub policies: Vec<String>,
     /// Settings that let a commit be lost, and what else a user should know.
     pub warnings: Vec<String>,
+}
+
+impl Report {
+    /// Takes in what became, or is to become, of the policies.
+    pub fn tell(&mut self, plan: policy::plan::Plan) {
+        self.unsupported.extend(plan.unsupported);
+        self.policies.extend(plan.actions.iter().map(ToString::to_string));
+        self.warnings.extend(plan.warnings);
+    }
 }
 
 /// The version that this build makes and needs.
@@ -77,17 +103,36 @@ pub fn needed_version() -> i64 {
     MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
-/// Makes the schema, or brings it up to date. Safe to run again, and by two at once. `worker` is
-/// the login of the workers, which is granted what they need.
-pub async fn migrate(owner: &PgConnectOptions, worker: Option<&str>) -> Result<Report, SchemaError> {
+/// Makes the schema, or brings it up to date, and applies the store's policies. Safe to run again, and
+/// by two at once. `worker` is the login of the workers, which is granted what they need.
+pub async fn migrate(
+    owner: &PgConnectOptions,
+    worker: Option<&str>,
+    spec: &TelemetryStoreSpec,
+) -> Result<Report, SchemaError> {
     // A connection of its own, closed afterwards: what a failed migration leaves on it goes with it.
     let mut connection = PgConnection::connect_with(owner).await?;
-    let result = migrate_on(&mut connection, worker).await;
+    let result = migrate_on(&mut connection, worker, spec).await;
     connection.close().await.ok();
     result
 }
 
-async fn migrate_on(connection: &mut PgConnection, worker: Option<&str>) -> Result<Report, SchemaError> {
+/// Applies the store's policies to a schema that is up to date.
+pub(super) async fn apply_policies(
+    connection: &mut PgConnection,
+    spec: &TelemetryStoreSpec,
+) -> Result<Report, SchemaError> {
+    require(connection).await?;
+    lock(connection).await?;
+    connection.execute("SET lock_timeout = '3s'").await?;
+    let plan = policy::apply(connection, spec).await?;
+    sqlx::query("SELECT pg_advisory_unlock($1)").bind(LOCK).execute(&mut *connection).await?;
+    let mut report = inspect(connection).await?;
+    report.tell(plan);
+    Ok(report)
+}
+
+async fn lock(connection: &mut PgConnection) -> Result<(), SchemaError> {
     // sqlx's own lock waits inside a statement, which deadlocks with migrations that wait for old
     // snapshots, and its search path would put the bookkeeping into a schema of the user's.
     let started = Instant::now();
@@ -101,6 +146,15 @@ async fn migrate_on(connection: &mut PgConnection, worker: Option<&str>) -> Resu
         }
         tokio::time::sleep(LOCK_POLL).await;
     }
+    Ok(())
+}
+
+async fn migrate_on(
+    connection: &mut PgConnection,
+    worker: Option<&str>,
+    spec: &TelemetryStoreSpec,
+) -> Result<Report, SchemaError> {
+    lock(connection).await?;
     let mut notes = extension(connection).await?;
     connection.execute("CREATE SCHEMA IF NOT EXISTS penstock; SET search_path = penstock, public; SET lock_timeout = '3s'").await?;
     let migrator = Migrator {
@@ -115,8 +169,10 @@ async fn migrate_on(connection: &mut PgConnection, worker: Option<&str>) -> Resu
     if let Some(worker) = worker {
         notes.extend(grant(connection, worker).await?);
     }
+    let plan = policy::apply(connection, spec).await?;
     let mut report = inspect(connection).await?;
     report.warnings.extend(notes);
+    report.tell(plan);
     Ok(report)
 }
 
@@ -184,18 +240,13 @@ async fn grant(connection: &mut PgConnection, login: &str) -> Result<Option<Stri
 
 /// What the database is.
 pub async fn inspect(connection: &mut PgConnection) -> Result<Report, SchemaError> {
-    let (server, timescaledb, licence): (String, Option<String>, Option<String>) = sqlx::query_as(
+    let (server, timescaledb): (String, Option<String>) = sqlx::query_as(
         "SELECT current_setting('server_version'), \
-                (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'), \
-                current_setting('timescaledb.license', true)",
+                (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb')",
     )
     .fetch_one(&mut *connection)
     .await?;
-    let edition = match (&timescaledb, licence.as_deref()) {
-        (Some(_), Some("timescale")) => "TimescaleDB Community",
-        (Some(_), _) => "TimescaleDB Apache",
-        (None, _) => "PostgreSQL",
-    };
+    let edition = found::edition(connection).await?;
     let mut warnings = Vec::new();
     for (setting, risk) in [
         ("fsync", "a crash of the server loses or corrupts committed rows"),
@@ -210,7 +261,8 @@ pub async fn inspect(connection: &mut PgConnection) -> Result<Report, SchemaErro
         }
     }
     let found = found_version(connection).await?;
-    Ok(Report { server, edition, timescaledb, schema_version: found, warnings })
+    let (unsupported, policies) = (Vec::new(), Vec::new());
+    Ok(Report { server, edition, timescaledb, schema_version: found, unsupported, policies, warnings })
 }
 
 async fn found_version(connection: &mut PgConnection) -> Result<Option<i64>, sqlx::Error> {

@@ -145,7 +145,10 @@ proptest! {
                     Value::Null => prop_assert!(false, "v1 has none"),
                     Value::Num(number) => prop_assert!(*kind == 'n' && text.parse::<f64>() == Ok(*number)),
                     Value::Bool(truth) => prop_assert!(*kind == 'b' && *text == truth.to_string()),
-                    Value::Text(found) => prop_assert_eq!((*kind, text.as_str()), ('t', format!("\"{found}\"").as_str())),
+                    Value::Text(found) => {
+                        let quoted = format!("\"{found}\"");
+                        prop_assert!(*kind == 't' && *text == quoted);
+                    }
                 }
             }
             prop_assert_eq!(content.rejects.len(), values.iter().filter(|(_, kind)| *kind == '-').count());
