@@ -141,7 +141,8 @@ mod tests {
 
     #[test]
     fn a_bad_or_endless_state_is_dropped_alone() {
-        let endless = format!("a={}", "x".repeat(600));
+        // Each member is good.
+        let endless = (0..5).map(|n| format!("k{n}={}", "x".repeat(120))).collect::<Vec<_>>().join(",");
         for state in ["no state", &endless] {
             let found = parse(GOOD, Some(state)).unwrap();
             assert_eq!(found.trace_state(), &TraceState::default(), "{state}");
