@@ -237,7 +237,7 @@ impl Ingest {
             metrics.dead_letters.with_label_values(&[&reason]).inc_by(count);
         }
         metrics.committed.inc_by(batch.deliveries.len() as u64);
-        let stale = self.shared.lanes.commit(batch.deliveries.iter().map(|(delivery, _)| delivery));
+        let stale = self.shared.lanes.commit(&batch.deliveries.iter().map(|(delivery, _)| delivery));
         metrics.stale_acks.inc_by(stale);
         if let Some(tracer) = &self.shared.tracer {
             tracer.settled(&batch, &attempt, &self.shared.lanes);

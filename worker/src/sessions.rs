@@ -134,14 +134,17 @@ impl<'a> Sessions<'a> {
                 Err(error) => tell(session.lane, &error),
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Ends a session that is drained. Whether it did.
     async fn end(&self, session: &Session, topic: &str, tenure: &Tenure) -> bool {
         let options = self.shard.broker().of_session(session.lane);
         let ended = match visit::end_session(&options).await {
-            Ok(()) => tenure.unsubscribed(session.lane, topic).await.map_err(RetireError::from),
+            Ok(()) => {
+                tenure.session_ended(session.lane);
+                tenure.unsubscribed(session.lane, topic).await.map_err(RetireError::from)
+            }
             Err(lost) => Err(lost.into()),
         };
         match &ended {

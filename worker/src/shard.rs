@@ -166,7 +166,7 @@ impl Shard {
             self.reserve.set_connect_options(database);
             self.breaker.hurry();
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     async fn consume(&self, work: watch::Receiver<Work>, stop: Stop) {

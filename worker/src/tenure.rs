@@ -254,22 +254,23 @@ impl Tenure {
 
     /// Whether the broker should have the session.
     pub fn session_existed(&self, session: u8) -> bool {
-        match session {
-            0 => self.row().session_existed,
-            // Opened for its filters, which are noted before they are subscribed.
-            _ => !self.filters_of(session).is_empty(),
-        }
+        self.row().existed.contains(&session)
     }
 
-    /// Notes that the broker has the session.
+    /// Notes that the broker has the session. Of others than the first their filters tell.
     pub async fn session_exists(&self, session: u8) -> Result<(), LeaseError> {
-        if session > 0 {
-            return Ok(());
+        if session == 0 {
+            let kept = lease::set_session_existed(&self.pool, &self.key, &self.me).await?;
+            if self.note(Ok(kept)).is_err() {
+                return Err(LeaseError::Superseded);
+            }
         }
-        let kept = lease::set_session_existed(&self.pool, &self.key, &self.me).await?;
-        if self.note(Ok(kept)).is_ok() {
-            self.row().session_existed = true;
-        }
+        self.row().existed.insert(session);
         Ok(())
+    }
+
+    /// Notes that the session was ended.
+    pub fn session_ended(&self, session: u8) {
+        self.row().existed.remove(&session);
     }
 }

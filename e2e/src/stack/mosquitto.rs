@@ -74,9 +74,11 @@ impl Mosquitto {
                 "listener {secure_port} 127.0.0.1\ncafile {folder}/ca.pem\ncertfile {folder}/broker.pem\nkeyfile {folder}/broker.key\n"
             );
             // No per_listener_settings: with them Mosquitto 2.0 drops what comes for a client that is away.
-            config += &match guard {
-                Guard::Password => format!("password_file {folder}/passwords\n"),
-                Guard::Certificate => "require_certificate true\nuse_identity_as_username true\n".to_owned(),
+            let _ = match guard {
+                Guard::Password => writeln!(config, "password_file {folder}/passwords"),
+                Guard::Certificate => {
+                    writeln!(config, "require_certificate true\nuse_identity_as_username true")
+                }
             };
             certify(&host, &Authority::new("first")?)?;
             fs::write(host.join("passwords"), "")?;

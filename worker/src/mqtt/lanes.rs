@@ -113,7 +113,7 @@ impl Lanes {
 
     /// Notes committed deliveries and acknowledges what can be. Returns how many belong to a connection
     /// that is over.
-    pub fn commit<'a>(&self, deliveries: impl Iterator<Item = &'a Delivery> + Clone) -> u64 {
+    pub fn commit<'a>(&self, deliveries: &(impl Iterator<Item = &'a Delivery> + Clone)) -> u64 {
         let of = |lane: usize| {
             deliveries
                 .clone()
@@ -146,5 +146,47 @@ impl Lanes {
             lane.acks.end();
             lane.link().connected = false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lanes() -> Lanes {
+        let lanes = Lanes::default();
+        lanes.use_up_to(2);
+        lanes
+    }
+
+    #[test]
+    fn a_filter_is_given_up_only_after_the_other_session_has_it() {
+        let lanes = lanes();
+        assert!(!lanes.awaits("a/#", 0), "nobody else wants it");
+        lanes.get(1).want(["a/#".to_owned()].into());
+        assert!(lanes.awaits("a/#", 0), "not connected");
+        lanes.get(1).link().connected = true;
+        lanes.get(1).link().subscriptions.insert("a/#".to_owned(), None);
+        assert!(lanes.awaits("a/#", 0), "no SUBACK");
+        lanes.get(1).link().subscriptions.insert("a/#".to_owned(), Some(Ok(0)));
+        assert!(lanes.awaits("a/#", 0), "not protected there");
+        lanes.get(1).link().subscriptions.insert("a/#".to_owned(), Some(Ok(1)));
+        assert!(!lanes.awaits("a/#", 0));
+        assert!(!lanes.awaits("b/#", 0));
+        lanes.disconnected();
+        assert!(lanes.awaits("a/#", 0), "its connection is over");
+    }
+
+    #[test]
+    fn the_worker_is_connected_when_each_session_with_filters_is() {
+        let lanes = lanes();
+        assert!(!lanes.are_whole());
+        lanes.get(0).link().connected = true;
+        assert!(lanes.are_whole(), "the second has nothing to consume");
+        lanes.get(1).want(["a/#".to_owned()].into());
+        assert!(!lanes.are_whole());
+        lanes.get(1).link().connected = true;
+        lanes.get(1).link().subscriptions.insert("a/#".to_owned(), Some(Ok(1)));
+        assert!(lanes.are_whole());
     }
 }

@@ -1,5 +1,6 @@
 //! Who runs a shard now, as a row in the database. All times are the database's.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sqlx::{Connection, PgPool, Row};
@@ -33,8 +34,8 @@ pub struct LeaseRow {
     pub sessions: Vec<Vec<String>>,
     /// Highest plan generation that was followed.
     pub plan_generation: i64,
-    /// The broker should have the first session.
-    pub session_existed: bool,
+    /// Sessions that the broker should have.
+    pub existed: BTreeSet<u8>,
 }
 
 impl LeaseRow {
@@ -53,10 +54,15 @@ impl LeaseRow {
         plan_generation: i64,
         session_existed: bool,
     ) -> Self {
-        let mut row = Self { sessions: vec![filters], plan_generation, session_existed };
+        let existed = session_existed.then_some(0).into_iter().collect();
+        let mut row = Self { sessions: vec![filters], plan_generation, existed };
         for (session, filter) in more.iter().filter_map(|entry| entry.split_once(':')) {
             match session.parse() {
-                Ok(session) if usize::from(session) < MAX_SESSIONS => row.of(session).push(filter.to_owned()),
+                Ok(session) if usize::from(session) < MAX_SESSIONS => {
+                    row.of(session).push(filter.to_owned());
+                    // It is opened for its filters, which are noted before they are subscribed.
+                    row.existed.insert(session);
+                }
                 _ => {}
             }
         }
@@ -370,6 +376,6 @@ mod tests {
             more.extend(column(session, &noted[usize::from(session)]).1);
         }
         let row = LeaseRow::from_columns(column(0, &noted[0]).1, &more, 3, true);
-        assert_eq!(row, LeaseRow { sessions: noted, plan_generation: 3, session_existed: true });
+        assert_eq!(row, LeaseRow { sessions: noted, plan_generation: 3, existed: [0, 1, 3].into() });
     }
 }

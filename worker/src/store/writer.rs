@@ -192,16 +192,12 @@ impl Writer {
         let mut session = self.session.take();
         let (access, pipeline) = (&self.access, &self.pipeline);
         let attempt = async move {
-            let mut session = match session.take() {
-                Some(session) => session,
-                None => {
-                    let options = access.borrow().database.clone();
-                    Session {
-                        connection: PgConnection::connect_with(&options).await?,
-                        staged: false,
-                        buffer: Vec::new(),
-                    }
-                }
+            let mut session = if let Some(session) = session.take() {
+                session
+            } else {
+                let options = access.borrow().database.clone();
+                let connection = PgConnection::connect_with(&options).await?;
+                Session { connection, staged: false, buffer: Vec::new() }
             };
             let written = transaction::run(&mut session, batch, pipeline, path).await?;
             Ok((session, written))

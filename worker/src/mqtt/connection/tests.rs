@@ -96,7 +96,7 @@ async fn a_broker_that_reads_only_once_it_was_read_from_does_not_block() {
         loop {
             match connection.next().await.unwrap() {
                 Event::Publish(_) => received += 1,
-                Event::Alive => return received,
+                Event::Pong(_) => return received,
                 other => panic!("{other:?}"),
             }
         }
