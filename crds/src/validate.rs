@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::pipeline::{IngestPipelineSpec, Mqtt, Protocol, ShardBy};
+use crate::pipeline::{Format, IngestPipelineSpec, Mqtt, Protocol, ShardBy};
 use crate::store::{TelemetryStoreSpec, TenantMode};
 use crate::topic::{Layout, check_filter};
 
@@ -172,6 +172,14 @@ fn mqtt(mqtt: &Mqtt, errors: &mut Errors) {
 
 fn sharding(spec: &IngestPipelineSpec, errors: &mut Errors) {
     let (mqtt, sharding) = (&spec.source.mqtt, &spec.sharding);
+    let sparkplug = mqtt.subscriptions.iter().any(|subscription| subscription.format == Format::SparkplugB);
+    if sparkplug && sharding.by == ShardBy::Shared && spec.replicas > 1 {
+        errors.add(
+            "spec.sharding.by",
+            "Shared parts the births of Sparkplug's edge nodes from their data",
+            "write Topic or Tenant, or spec.replicas: 1",
+        );
+    }
     match sharding.by {
         ShardBy::Tenant => {
             if sharding.tenants.is_empty() {

@@ -64,10 +64,10 @@ fn data(topic: &str, millis: u64, seq: u64) -> Outgoing {
 }
 
 async fn worker(bed: &mut Bed) -> Result<Worker> {
-    bed.worker_with(subscribed).await
+    bed.worker_with(|text| subscribed(&text)).await
 }
 
-fn subscribed(text: String) -> String {
+fn subscribed(text: &str) -> String {
     let other = "- {filter: \"traksense/+/+/+/telem\"}";
     text.replace(other, &format!("{other}\n      - {{filter: \"spBv1.0/#\", format: SparkplugB}}"))
 }
@@ -274,7 +274,7 @@ async fn deaths_mark_what_is_stale_and_births_end_it(bed: &mut Bed) -> Result<()
 async fn missing_sequence_numbers_are_counted_and_redelivered_ones_are_not(bed: &mut Bed) -> Result<()> {
     let proxy = Proxy::start(bed.address.clone()).await?;
     let (direct, through) = (bed.address.clone(), format!("127.0.0.1:{}", proxy.port));
-    let worker = bed.worker_with(|text| subscribed(text).replace(&direct, &through)).await?;
+    let worker = bed.worker_with(|text| subscribed(&text).replace(&direct, &through)).await?;
     bed.publish(vec![
         birth("plant/NBIRTH/line", 0, 0, "speed"),
         birth("plant/DBIRTH/line/pump", 1, 1, "flow"),
