@@ -312,4 +312,15 @@ mod tests {
             assert_eq!(refused(wrong, right), message);
         }
     }
+
+    #[test]
+    fn shards_do_not_share_the_births_and_data_of_sparkplugs_edge_nodes() {
+        let shared = PLANT
+            .replace("sessionExpiry: 24h", "sessionExpiry: 5m")
+            .replace("  sink:", "  replicas: 2\n  sharding: {by: Shared}\n  sink:");
+        assert!(Manifest::parse(&shared).is_ok());
+        let sparkplug = shared.replace("traksense/+/+/+/ack\"", "spBv1.0/#\", format: SparkplugB");
+        assert!(Manifest::parse(&sparkplug).unwrap_err().to_string().starts_with("spec.sharding.by: Shared"));
+        assert!(Manifest::parse(&sparkplug.replace("replicas: 2", "replicas: 1")).is_ok());
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use url::Url;
 
 use crate::mapping;
-use crate::pipeline::{IngestPipelineSpec, Mqtt, Protocol, ReceiveTime, ShardBy, Tls, Tracing};
+use crate::pipeline::{Format, IngestPipelineSpec, Mqtt, Protocol, ReceiveTime, ShardBy, Tls, Tracing};
 use crate::store::{TelemetryStoreSpec, TenantMode};
 use crate::topic::{Layout, check_filter};
 
@@ -218,6 +218,14 @@ fn authorities(path: &str, tls: Option<&Tls>, errors: &mut Errors) {
 
 fn sharding(spec: &IngestPipelineSpec, errors: &mut Errors) {
     let (mqtt, sharding) = (&spec.source.mqtt, &spec.sharding);
+    let sparkplug = mqtt.subscriptions.iter().any(|subscription| subscription.format == Format::SparkplugB);
+    if sparkplug && sharding.by == ShardBy::Shared && spec.replicas > 1 {
+        errors.add(
+            "spec.sharding.by",
+            "Shared parts the births of Sparkplug's edge nodes from their data",
+            "write Topic or Tenant, or spec.replicas: 1",
+        );
+    }
     match sharding.by {
         ShardBy::Tenant => {
             if sharding.tenants.is_empty() {

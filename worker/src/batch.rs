@@ -178,7 +178,8 @@ impl Batch {
     }
 
     /// Makes dead letters of everything but the samples, which the database was seen to take; where
-    /// there is nothing else, of the samples. Returns whether there was anything.
+    /// there is nothing else, of the samples. Births are forgotten: they are asked for again. Returns
+    /// whether there was anything.
     pub fn give_up(&mut self, reason: Reason, detail: &str) -> bool {
         let forgotten = !std::mem::take(&mut self.sparkplug).is_empty();
         let mut items: Vec<(u32, Option<u32>)> = (self.acks.drain(..).map(|row| row.delivery))
@@ -186,7 +187,7 @@ impl Batch {
             .chain(self.metadata.drain(..).map(|row| row.delivery))
             .map(|delivery| (delivery, None))
             .collect();
-        if items.is_empty() {
+        if items.is_empty() && !forgotten {
             items.extend(self.samples.drain(..).map(|row| (row.delivery, Some(row.part))));
         }
         let dead = |(delivery, part)| DeadRow { delivery, part, reason, detail: detail.to_owned() };

@@ -198,7 +198,7 @@ pub async fn each_bad_message_has_its_reason_and_twice_delivered_is_one_dead_let
             )
             .replace("maxPacketSize: 1Mi", "maxPacketSize: 4Ki")
             .replace("traksense/+/+/+/telem", "traksense/#")
-            .replace("traksense/+/+/+/ack", "spBv1.0/#")
+            .replace("traksense/+/+/+/ack", "spBv1.0/+/NDATA/+")
             .replace("      - {filter: \"traksense/+/+/+/event\"}\n", "")
         })
         .await?;

@@ -23,6 +23,7 @@ const LONG: Duration = Duration::from_secs(40);
 pub fn all() -> Vec<Scenario> {
     vec![
         scenario!(births_name_what_data_sends_by_alias_also_for_a_worker_that_was_killed_between),
+        scenario!(a_worker_that_waited_knows_the_births_that_the_one_before_it_stored),
         scenario!(data_before_a_birth_is_a_dead_letter_and_asks_each_edge_node_once_a_minute),
         scenario!(deaths_mark_what_is_stale_and_births_end_it),
         scenario!(missing_sequence_numbers_are_counted_and_redelivered_ones_are_not),
@@ -64,10 +65,10 @@ fn data(topic: &str, millis: u64, seq: u64) -> Outgoing {
 }
 
 async fn worker(bed: &mut Bed) -> Result<Worker> {
-    bed.worker_with(subscribed).await
+    bed.worker_with(|text| subscribed(&text)).await
 }
 
-fn subscribed(text: String) -> String {
+fn subscribed(text: &str) -> String {
     let other = "- {filter: \"traksense/+/+/+/telem\"}";
     text.replace(other, &format!("{other}\n      - {{filter: \"spBv1.0/#\", format: SparkplugB}}"))
 }
@@ -160,6 +161,22 @@ async fn births_name_what_data_sends_by_alias_also_for_a_worker_that_was_killed_
     let metrics = running.idle().await?;
     ensure!(metrics.sum("ingest_dead_letters_total") == 0.0, "no dead letters");
     require_identities(&metrics)
+}
+
+async fn a_worker_that_waited_knows_the_births_that_the_one_before_it_stored(bed: &mut Bed) -> Result<()> {
+    let one = worker(bed).await?;
+    let two = bed.start("two", &[])?;
+    two.ready().await?;
+    one.not_ready("two").await?;
+    bed.publish(vec![birth("plant/NBIRTH/line", 0, 0, "speed")]).await?;
+    committed(&two, 1).await?;
+    two.stop(Duration::from_secs(10)).await?;
+    one.ready().await?;
+    bed.publish(vec![data("plant/NDATA/line", 10, 1)]).await?;
+    committed(&one, 1).await?;
+    let speeds: Vec<Option<f64>> = readings(bed, "'speed'").await?.into_iter().map(|row| row.4).collect();
+    ensure!(speeds == [Some(0.0), Some(10.0)], "{speeds:?}");
+    require_identities(&one.idle().await?)
 }
 
 async fn data_before_a_birth_is_a_dead_letter_and_asks_each_edge_node_once_a_minute(
@@ -274,7 +291,7 @@ async fn deaths_mark_what_is_stale_and_births_end_it(bed: &mut Bed) -> Result<()
 async fn missing_sequence_numbers_are_counted_and_redelivered_ones_are_not(bed: &mut Bed) -> Result<()> {
     let proxy = Proxy::start(bed.address.clone()).await?;
     let (direct, through) = (bed.address.clone(), format!("127.0.0.1:{}", proxy.port));
-    let worker = bed.worker_with(|text| subscribed(text).replace(&direct, &through)).await?;
+    let worker = bed.worker_with(|text| subscribed(&text).replace(&direct, &through)).await?;
     bed.publish(vec![
         birth("plant/NBIRTH/line", 0, 0, "speed"),
         birth("plant/DBIRTH/line/pump", 1, 1, "flow"),

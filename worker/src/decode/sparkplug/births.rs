@@ -188,6 +188,13 @@ impl Born {
         before.or(self.names.first()).map(|(_, metrics)| metrics)
     }
 
+    /// Has names hold from a time on.
+    fn hold(&mut self, of: &Name, since: Micros, metrics: &Arc<Metrics>, changes: &mut Vec<Change>) {
+        if let Some(since) = self.put(since, Arc::clone(metrics)) {
+            changes.push(Change::Names { of: of.clone(), since, metrics: Arc::clone(metrics) });
+        }
+    }
+
     /// Puts names in their place in time. Returns since when they hold, where that is new.
     fn put(&mut self, mut since: Micros, metrics: Arc<Metrics>) -> Option<Micros> {
         loop {
@@ -244,13 +251,12 @@ impl Node {
     ) -> bool {
         let born = self.of(&of.device);
         let metrics = Arc::new(metrics);
+        let last = born.state.zip(born.names.last().map(|(_, last)| Arc::clone(last)));
         let newer = born.state.is_none_or(|state| at > state.born_at);
         // From a death on no other names held than those that the next birth gives.
         let died = born.state.and_then(|state| state.stale_since).filter(|_| newer);
         let since = died.map_or(at, |died| died.min(at));
-        if let Some(since) = born.put(since, Arc::clone(&metrics)) {
-            changes.push(Change::Names { of: of.clone(), since, metrics: Arc::clone(&metrics) });
-        }
+        born.hold(of, since, &metrics, changes);
         if newer {
             let state = State { born_at: at, bd_seq, stale_since: None };
             born.state = Some(state);
@@ -260,7 +266,14 @@ impl Node {
             }
             return false;
         }
-        born.names.last().is_some_and(|(_, newest)| *newest != metrics)
+        match last {
+            Some((state, last)) => {
+                // What the last birth said holds from then on, also where it was what an older one said.
+                born.hold(of, state.born_at, &last, changes);
+                last != metrics
+            }
+            None => false,
+        }
     }
 
     /// Marks devices stale, or the node with all of its devices. A birth of the node ends all births
