@@ -347,7 +347,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_pointer_is_written_as_it_was_read(levels in prop::collection::vec("[a-z/~ ]{0,4}", 0..6)) {
-            let text: String = levels.iter().map(|l| format!("/{}", l.replace('~', "~0").replace('/', "~1"))).collect();
+            let escaped: Vec<_> = levels.iter().map(|l| l.replace('~', "~0").replace('/', "~1")).collect();
+            let text = if escaped.is_empty() { String::new() } else { format!("/{}", escaped.join("/")) };
             let pointer: Pointer = text.parse().unwrap();
             prop_assert_eq!(pointer.levels(), &levels[..]);
             prop_assert_eq!(pointer.to_string(), text);

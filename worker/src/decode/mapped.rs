@@ -68,11 +68,11 @@ fn time(message: &Message<'_>, node: &Node<'_>, at: Option<&TimeAt>) -> Result<M
     message.accept(ts)
 }
 
-/// The items to iterate, with their keys in an object.
-fn items<'n, 'a>(
-    root: &'n Node<'a>,
-    each: &Each,
-) -> Result<Vec<(Option<&'n Cow<'a, str>>, &'n Node<'a>)>, Reject> {
+/// Items with their keys, where they have some.
+type Items<'n, 'a> = Vec<(Option<&'n Cow<'a, str>>, &'n Node<'a>)>;
+
+/// The items to iterate.
+fn items<'n, 'a>(root: &'n Node<'a>, each: &Each) -> Result<Items<'n, 'a>, Reject> {
     let wrong = |what: &str| Err(Reject::whole(Reason::InvalidField, &format!("'{}' {what}", each.pointer)));
     let Some(node) = root.at(&each.pointer)? else { return Ok(Vec::new()) };
     match node.children()? {

@@ -90,15 +90,13 @@ impl Label {
 impl<'a> Record<'a> {
     /// Takes in a field by its name. One that is not known is ignored, unless it must be understood.
     pub(super) fn named(&mut self, name: &str, field: Field<'a>) -> Result<(), Reject> {
-        match Label::ALL.iter().find(|(_, text, _)| *text == name) {
-            Some((label, ..)) => self.labelled(*label, field),
-            None => {
-                if name.ends_with('_') {
-                    self.must_understand = Some(name.to_owned());
-                }
-                Ok(())
-            }
+        if let Some((label, ..)) = Label::ALL.iter().find(|(_, text, _)| *text == name) {
+            return self.labelled(*label, field);
         }
+        if name.ends_with('_') {
+            self.must_understand = Some(name.to_owned());
+        }
+        Ok(())
     }
 
     /// Takes in a field.
@@ -162,12 +160,12 @@ pub fn is_json(text: &str) -> bool {
 pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<(), Reject> {
     let items: Vec<&'a RawValue> = json::parse(message.text)?;
     let records: Result<Vec<_>, _> = items.into_iter().map(|item| record(item.get())).collect();
-    resolve(message, records?, content)
+    resolve(message, &records?, content)
 }
 
 /// Decodes a pack in CBOR.
 pub fn decode_cbor<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<(), Reject> {
-    resolve(message, senml_cbor::records(message.input.payload)?, content)
+    resolve(message, &senml_cbor::records(message.input.payload)?, content)
 }
 
 fn record(text: &str) -> Result<Record<'_>, Reject> {
@@ -215,7 +213,7 @@ impl<'a> Base<'a> {
             }
         }
         if let Some(name) = record.text(Label::BaseName)? {
-            self.name = name.clone();
+            self.name.clone_from(name);
         }
         if let Some(time) = record.number(Label::BaseTime)? {
             self.time = picos(time)?;
@@ -235,11 +233,11 @@ impl<'a> Base<'a> {
 
 fn resolve<'a>(
     message: &Message<'a>,
-    records: Vec<Record<'a>>,
+    records: &[Record<'a>],
     content: &mut Content<'a>,
 ) -> Result<(), Reject> {
     let mut base = Base::default();
-    for (part, record) in (0u32..).zip(&records) {
+    for (part, record) in (0u32..).zip(records) {
         base.take(record)?;
         if record.is_base() {
             continue;
@@ -337,15 +335,12 @@ fn entry_value<'a>(record: &Record<'a>, base: &Base<'a>) -> Result<Option<Value<
 /// The sum of a number and its base: exact where both are integers.
 fn add(number: &str, base: Option<&Cow<'_, str>>, field: &str) -> Result<f64, Reject> {
     let Some(base) = base else { return value::number(number, field) };
-    match (number.parse::<i64>(), base.parse::<i64>()) {
-        (Ok(a), Ok(b)) => value::number(&(i128::from(a) + i128::from(b)).to_string(), field),
-        _ => {
-            let sum = value::number(number, field)? + value::number(base, field)?;
-            let infinite =
-                || Reject::whole(Reason::InvalidValue, &format!("'{field}' and its base are too large"));
-            sum.is_finite().then_some(sum).ok_or_else(infinite)
-        }
+    if let (Ok(a), Ok(b)) = (number.parse::<i64>(), base.parse::<i64>()) {
+        return value::number(&(i128::from(a) + i128::from(b)).to_string(), field);
     }
+    let sum = value::number(number, field)? + value::number(base, field)?;
+    let infinite = || Reject::whole(Reason::InvalidValue, &format!("'{field}' and its base are too large"));
+    sum.is_finite().then_some(sum).ok_or_else(infinite)
 }
 
 fn picos(number: &str) -> Result<i128, Reject> {

@@ -20,8 +20,8 @@ struct Document<'a> {
 
 #[derive(Deserialize)]
 struct Sensor<'a> {
-    #[serde(borrow)]
-    sensor_id: Raw<'a>,
+    #[serde(borrow, rename = "sensor_id")]
+    id: Raw<'a>,
     #[serde(borrow)]
     value: Raw<'a>,
     #[serde(borrow)]
@@ -45,7 +45,7 @@ fn sensor(part: u32, ts: Micros, raw: &RawValue) -> Result<Sample<'_>, Reject> {
     let sensor: Sensor<'_> = json::parse(raw.get())?;
     Ok(Sample {
         part,
-        point: json::name(sensor.sensor_id, "sensor_id")?,
+        point: json::name(sensor.id, "sensor_id")?,
         ts,
         value: value::plain(sensor.value, "value")?,
         unit: value::unit(sensor.unit, "unit")?,
