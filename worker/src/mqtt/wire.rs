@@ -57,7 +57,7 @@ fn from_v5(packet: p5::Packet) -> Result<Packet, Lost> {
                 .properties
                 .as_ref()
                 .and_then(|properties| properties.content_type.as_deref())
-                .and_then(|content_type| Compression::of_content_type(content_type)),
+                .and_then(Compression::of_content_type),
             dup: publish.dup,
             user_properties: publish.properties.map(|all| all.user_properties).unwrap_or_default(),
         }),
