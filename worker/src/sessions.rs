@@ -33,14 +33,15 @@ impl<'a> Sessions<'a> {
             (shard.session(lane, marker), watch::Sender::new(Order::Consume([].into())))
         });
         let sessions = Self { shard, asked, all: all.collect() };
-        if filters.len() < asked {
+        sessions.consume(tenure, filters);
+        let lanes = &shard.shared.lanes;
+        if (1..asked as u8).any(|lane| lanes.get(lane).wanted().is_empty()) {
             tracing::warn!(
                 filters = filters.len(),
                 sessions = asked,
                 "fewer filters than sessions: some sessions stay closed"
             );
         }
-        sessions.consume(tenure, filters);
         sessions
     }
 

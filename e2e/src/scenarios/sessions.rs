@@ -18,6 +18,7 @@ pub fn all() -> Vec<Scenario> {
     vec![
         scenario!(two_sessions_of_a_window_of_20_are_exact_through_a_kill_and_leave_nothing_when_retired),
         scenario!(filters_move_between_sessions_without_a_gap_and_unused_sessions_end),
+        scenario!(the_broker_divides_a_shared_subscription_between_two_sessions),
     ]
 }
 
@@ -93,4 +94,20 @@ async fn filters_move_between_sessions_without_a_gap_and_unused_sessions_end(bed
     let (_, metrics) = load.finish(bed, &worker).await?;
     ensure!(metrics.get("ingest_mqtt_sessions_lost_total") == 0.0, "no session was lost");
     Ok(())
+}
+
+async fn the_broker_divides_a_shared_subscription_between_two_sessions(bed: &mut Bed) -> Result<()> {
+    let shared = |text: String| {
+        text.replace("sessionExpiry: 24h", "sessionExpiry: 5m\n      sessions: 2")
+            .replace("  sink:", "  sharding: {by: Shared}\n  sink:")
+    };
+    let mut worker = bed.worker_with(shared).await?;
+    let load = Load::mixed(bed, 500.0);
+    worker.metric("messages flow", LONG, |m| m.get("ingest_committed_total") > 1000.0).await?;
+    let observed = windows(&worker).await?;
+    ensure!(observed.len() == 2 && observed.iter().all(|window| *window > 0), "both consume: {observed:?}");
+    worker.kill();
+    let worker = bed.start("one", &[])?;
+    worker.ready().await?;
+    load.finish(bed, &worker).await.map(drop)
 }

@@ -210,8 +210,9 @@ async fn a_worker_waits_for_a_schema_and_says_so(bed: &mut Bed) -> Result<()> {
 }
 
 /// Counters and gauges that a worker without faults and without Sparkplug, or one that still runs, leaves at 0.
-const MAY_BE_0: [&str; 10] = [
+const MAY_BE_0: [&str; 11] = [
     "ingest_abandoned_total",
+    "ingest_broker_dropped_messages",
     "ingest_in_flight",
     "ingest_queue_size",
     // Without spec.tenants.newSeriesPerMinute.
