@@ -266,7 +266,7 @@ fn senml_in_cbor_is_the_same() {
         );
     }
     // [{bn: "a", bt: 1795497053, vd: h'fbff'}, {v: 4([-1, 235])}, {vb: true}, {"foo_": 1, v: 1}]
-    let head = b"\xa3\x21\x61a\x22\x1a\x6b\x04\xe4\x5d\x08\x42\xfb\xff";
+    let head = b"\xa3\x21\x61a\x22\x1a\x6b\x05\x1c\x5d\x08\x42\xfb\xff";
     let of = |count: u8, records: &[&[u8]]| [&[0x80 + count][..], head, &records.concat()].concat();
     let decoded = |payload: Vec<u8>| decoded(&Reading::SenMl, false, &payload);
     assert_eq!(
@@ -364,8 +364,8 @@ fn plain_objects_have_their_time_where_the_manifest_says() {
             (r#"{"at":"2026-11-24T05:10:53Z","temp":1}"#, &["whole: invalid_time"]),
             (r#"{"at":1795497053000}"#, &["whole: invalid_field"]),
             (r#"{"at":1795497053000,"a":1,"a":2}"#, &["whole: invalid_field"]),
-            (r"[1]", &["whole: invalid_field"]),
-            (r"{", &["whole: parse_error"]),
+            ("[1]", &["whole: invalid_field"]),
+            ("{", &["whole: parse_error"]),
         ],
     );
     golden(
@@ -555,7 +555,7 @@ fn compressed_payloads_are_expanded() {
 fn a_bomb_is_too_large() {
     let most = 1 << 20;
     for (size, expected) in
-        [(most, Reason::ParseError), (most + 1, Reason::TooLarge), (400 << 20, Reason::TooLarge)]
+        [(most, Reason::ParseError), (most + 1, Reason::TooLarge), (50 << 20, Reason::TooLarge)]
     {
         let zeros = vec![b' '; size];
         for payload in [gzip(&zeros), zlib(&zeros, 6), zstd::encode_all(&zeros[..], 3).unwrap()] {

@@ -26,7 +26,7 @@ fn formats() -> Vec<(Reading, Vec<u8>)> {
         (Reading::SenMl, text(senml)),
         (
             Reading::SenMl,
-            b"\x82\xa3\x21\x61a\x22\x1a\x6b\x04\xe4\x5d\x08\x42\xfb\xff\xa1\x02\xc4\x82\x20\x18\xeb".to_vec(),
+            b"\x82\xa3\x21\x61a\x22\x1a\x6b\x05\x1c\x5d\x08\x42\xfb\xff\xa1\x02\xc4\x82\x20\x18\xeb".to_vec(),
         ),
         (Reading::InfluxLine(TimeUnit::Nanoseconds), text(line)),
         (
