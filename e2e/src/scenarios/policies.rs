@@ -306,33 +306,71 @@ async fn rollups_of_rollups_are_the_same_as_those_of_samples(bed: &mut Bed) -> R
     Ok(())
 }
 
+/// The first version of the schema, of a database with this one.
+const BACK_TO_1: &str = "DROP INDEX penstock.dead_letter_payload_digest_idx; \
+    ALTER TABLE penstock.shard_lease DROP COLUMN more_filters; \
+    DROP VIEW penstock.sparkplug_nodes; DROP TABLE penstock.sparkplug_birth, penstock.sparkplug_state; \
+    DELETE FROM penstock._sqlx_migrations WHERE version > 1";
+
+/// What a worker of the first version does in a transaction, with its login; `$n` is a number.
+const WORKER_OF_1: &str = "BEGIN; \
+    INSERT INTO penstock.shard_lease (shard) VALUES ('old/old/0') ON CONFLICT DO NOTHING; \
+    UPDATE penstock.shard_lease SET instance = 'old', expires_at = clock_timestamp() + interval '15 s', \
+      filters = ARRAY['a/#'], plan_generation = $n, session_existed = true WHERE shard = 'old/old/0'; \
+    INSERT INTO penstock.sample (ts, series_id, quality, v_num, v_bool, v_text) \
+      SELECT now(), min(series_id), 0, $n, NULL, NULL FROM penstock.series ON CONFLICT (series_id, ts) DO NOTHING; \
+    INSERT INTO penstock.dead_payload (payload_digest, payload, payload_bytes) \
+      VALUES (decode(md5('$n'), 'hex'), 'x', 1) ON CONFLICT DO NOTHING; \
+    INSERT INTO penstock.dead_letter (digest, pipeline, tenant, topic, payload_digest, reason, part, detail) \
+      VALUES (decode(md5('$n'), 'hex'), 'old/old', 'old', 't', decode(md5('$n'), 'hex'), 'parse_error', NULL, 'd'); \
+    COMMIT";
+
+const LETTERS_OF_1: &str = "SELECT count(*) FROM penstock.dead_letter WHERE pipeline = 'old/old'";
+
 async fn a_filled_older_schema_is_brought_up_to_date_under_an_old_worker(bed: &mut Bed) -> Result<()> {
-    let worker = bed.worker().await?;
-    // Back to the first schema: what came later is an index, and a line in the book.
-    let later = "DROP INDEX penstock.dead_letter_payload_digest_idx; DELETE FROM penstock._sqlx_migrations WHERE version > 1";
-    bed.execute(later).await?;
-    let load = Load::start(Fleet { mixed: true, ..Fleet::steady(&bed.address, 1000.0, 1_000_000) });
-    worker.metric("it is filled", LONG, |m| m.get("ingest_committed_total") > 2000.0).await?;
-    let digest =
-        "SELECT md5(string_agg(s::text, ',' ORDER BY series_id, ts)) FROM penstock.sample s WHERE ts < $1";
-    let before = format!("'{}'", at(0));
-    let digest = digest.replace("$1", &before);
+    filled(bed).await?;
+    bed.execute(BACK_TO_1).await?;
     bed.execute(&format!(
-        "INSERT INTO penstock.sample (ts, series_id, v_num) SELECT {before}::timestamptz - n * interval '1 minute', series_id, n \
-         FROM penstock.series, generate_series(1, 500) n"
+        "INSERT INTO penstock.sample (ts, series_id, v_num) \
+         SELECT '{}'::timestamptz - n * interval '1 minute', series_id, n FROM penstock.series, generate_series(1, 5000) n",
+        at(0)
     ))
     .await?;
-    let rows: String = bed.sql(&digest).await?;
+    let rows =
+        "SELECT md5(string_agg(s::text, ',' ORDER BY series_id, ts)) FROM penstock.sample s WHERE ts < $1";
+    let rows = rows.replace("$1", &format!("'{}'", at(0)));
+    let before: String = bed.sql(&rows).await?;
+    let (stop, mut stopped) = tokio::sync::watch::channel(false);
     // A new worker refuses the old schema; the old one goes on storing while it is brought up to date.
-    let second = bed.start("two", &[])?;
-    second.not_ready("run penstock-worker migrate").await?;
-    bed.migrate().await?;
-    ensure!(bed.sql::<String>(&digest).await? == rows, "the rows are what they were");
-    let index: bool =
-        bed.sql("SELECT to_regclass('penstock.dead_letter_payload_digest_idx') IS NOT NULL").await?;
-    ensure!(index, "the schema is up to date");
-    // The newer instance takes the shard over, as after any update.
-    second.ready().await?;
-    bed.execute(&format!("DELETE FROM penstock.sample WHERE ts < {before}")).await?;
-    load.finish(bed, &second).await.map(drop)
+    let worker = bed.start("two", &[])?;
+    worker.not_ready("run penstock-worker migrate").await?;
+    let old = async {
+        let mut connection = PgConnection::connect(&bed.database.worker_url).await?;
+        let mut committed = 0i64;
+        while !*stopped.borrow_and_update() {
+            sqlx::raw_sql(&WORKER_OF_1.replace("$n", &committed.to_string()))
+                .execute(&mut connection)
+                .await?;
+            committed += 1;
+        }
+        anyhow::Ok(committed)
+    };
+    let update = async {
+        let migrating: i64 = bed.sql(LETTERS_OF_1).await?;
+        bed.migrate().await?;
+        let migrated: i64 = bed.sql(LETTERS_OF_1).await?;
+        ensure!(migrated > migrating, "the old worker stored meanwhile: {migrating}, {migrated}");
+        worker.ready().await?;
+        let goes_on = async || bed.sql::<i64>(LETTERS_OF_1).await.is_ok_and(|count| count > migrated + 10);
+        crate::wait::until_async("the old worker goes on", LONG, goes_on).await?;
+        stop.send_replace(true);
+        anyhow::Ok(())
+    };
+    let (committed, ()) = tokio::try_join!(old, update)?;
+    ensure!(bed.sql::<i64>(LETTERS_OF_1).await? == committed, "all that the old worker committed is there");
+    ensure!(bed.sql::<String>(&rows).await? == before, "the rows are what they were");
+    bed.execute("TRUNCATE penstock.sample, penstock.event, penstock.command_ack, penstock.message, penstock.dead_letter, penstock.dead_payload").await?;
+    let load = Load::start(Fleet { mixed: true, ..Fleet::steady(&bed.address, 1000.0, 1_000_000) });
+    worker.metric("it stores", LONG, |m| m.get("ingest_committed_total") > 2000.0).await?;
+    load.finish(bed, &worker).await.map(drop)
 }
