@@ -116,7 +116,8 @@ impl Draft {
         content: Content<'_>,
         dictionary: &Dictionary,
     ) {
-        let device = dictionary.device(&source);
+        let known = dictionary.known();
+        let (device, of_device) = known.device(&source).unzip();
         for sample in content.samples {
             let value = match sample.value {
                 Value::Num(number) => RowValue::Num(number),
@@ -129,7 +130,7 @@ impl Draft {
                 }
             };
             let unit = sample.unit.as_deref();
-            let series = device.and_then(|device| dictionary.series(device, &sample.point, unit));
+            let series = of_device.and_then(|of_device| of_device.series(&sample.point, unit));
             let row = SampleRow {
                 series_id: series.unwrap_or_default(),
                 ts: sample.ts,

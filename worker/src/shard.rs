@@ -233,12 +233,14 @@ impl Shard {
             asks_for_births: self.settings.asks_for_births,
             turn: tokio::sync::Mutex::default(),
         });
+        let turn = Arc::default();
         for _ in 0..WRITERS {
             let writer = Writer::new(
                 self.access.clone(),
                 Arc::clone(&self.settings.pipeline),
                 Arc::clone(&self.breaker),
                 self.shared.metrics.clone(),
+                Arc::clone(&turn),
             );
             let ingest = Arc::clone(&ingest);
             writers.spawn_on(async move { ingest.run(writer).await }, &self.writers);

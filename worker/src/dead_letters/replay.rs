@@ -110,6 +110,7 @@ impl Replay {
                 Arc::clone(&settings.pipeline),
                 Arc::clone(&breaker),
                 metrics.clone(),
+                Arc::default(),
             ),
             breaker,
             metrics,

@@ -99,6 +99,30 @@ struct Series {
     unit: Option<Box<str>>,
 }
 
+/// What is cached. Nothing is added while this is held.
+#[derive(Debug)]
+pub struct Known<'a>(RwLockReadGuard<'a, Cache>);
+
+impl Known<'_> {
+    /// The device's id, and its series.
+    pub fn device(&self, source: &Source<'_>) -> Option<(i32, OfDevice<'_>)> {
+        let id = *self.0.devices.get(source)?;
+        Some((id, OfDevice(self.0.series.get(&id))))
+    }
+}
+
+/// The cached series of a device.
+#[derive(Debug, Clone, Copy)]
+pub struct OfDevice<'a>(Option<&'a HashMap<Box<str>, Series>>);
+
+impl OfDevice<'_> {
+    /// The series' id, if it is cached with this unit. A sample without a unit has the series' own.
+    pub fn series(self, point: &str, unit: Option<&str>) -> Option<i32> {
+        let series = self.0?.get(point)?;
+        (unit.is_none() || series.unit.as_deref() == unit).then_some(series.id)
+    }
+}
+
 impl Dictionary {
     /// An empty cache before a database. `max_series`: most series of a tenant.
     pub fn new(pool: PgPool, max_series: i32) -> Self {
@@ -131,16 +155,9 @@ impl Dictionary {
         self.cache.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The device's id, if it is cached.
-    pub fn device(&self, source: &Source<'_>) -> Option<i32> {
-        self.read().devices.get(source).copied()
-    }
-
-    /// The series' id, if it is cached with this unit. A sample without a unit has the series' own.
-    pub fn series(&self, device: i32, point: &str, unit: Option<&str>) -> Option<i32> {
-        let cache = self.read();
-        let series = cache.series.get(&device)?.get(point)?;
-        (unit.is_none() || series.unit.as_deref() == unit).then_some(series.id)
+    /// What is cached, for the items of one message.
+    pub fn known(&self) -> Known<'_> {
+        Known(self.read())
     }
 
     /// Series in the cache.

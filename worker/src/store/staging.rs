@@ -4,7 +4,7 @@
 use sqlx::{Executor, PgConnection, Row};
 
 use super::copy;
-use super::rows::DeadRow;
+use super::rows::{DeadRow, SampleRow};
 use super::sqlstate::{AttemptError, Class};
 use super::transaction::copy_in;
 use super::writer::{Session, Written};
@@ -41,7 +41,7 @@ pub async fn store(session: &mut Session, batch: &Batch, written: &mut Written) 
     }
     let folded = batch.samples.len() as u64 - stored - refused;
     if folded > 0 {
-        let unequal = unequal(connection).await?;
+        let unequal = unequal(connection, &batch.samples).await?;
         written.outcome.deduplicated += folded - unequal.len() as u64;
         let samples = unequal.into_iter().filter_map(|row| batch.samples.get(row as usize));
         written.refused.extend(samples.map(conflict));
@@ -90,14 +90,20 @@ async fn insert(connection: &mut PgConnection, rows: i32) -> Result<(u64, Vec<(i
 }
 
 /// Rows for whose series and time another value is stored.
-async fn unequal(connection: &mut PgConnection) -> Result<Vec<i32>, sqlx::Error> {
-    // LIMIT keeps the planner to one index probe a row, whatever it thinks of the temporary table.
+async fn unequal(connection: &mut PgConnection, samples: &[SampleRow]) -> Result<Vec<i32>, sqlx::Error> {
+    let times = || samples.iter().map(|row| row.ts);
+    // The bounds spare chunks that hold none of these times; LIMIT keeps the planner to one index probe a
+    // row, whatever it thinks of the temporary table.
     sqlx::query(
         "SELECT s.row FROM pg_temp.penstock_stage s, LATERAL (\
            SELECT x.v_num, x.v_bool, x.v_text, x.quality FROM penstock.sample x \
-           WHERE x.series_id = s.series_id AND x.ts = s.ts LIMIT 1) x \
+           WHERE x.series_id = s.series_id AND x.ts = s.ts \
+             AND x.ts >= 'epoch'::timestamptz + $1 * interval '1 microsecond' \
+             AND x.ts <= 'epoch'::timestamptz + $2 * interval '1 microsecond' LIMIT 1) x \
          WHERE (x.v_num, x.v_bool, x.v_text, x.quality) IS DISTINCT FROM (s.v_num, s.v_bool, s.v_text, s.quality)",
     )
+    .bind(times().min())
+    .bind(times().max())
     .fetch_all(connection)
     .await?
     .iter()

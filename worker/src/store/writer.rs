@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use super::breaker::Breaker;
 use super::sqlstate::{AttemptError, Class};
@@ -33,6 +33,8 @@ pub struct Writer {
     session: Option<Session>,
     /// How the next batch is stored, by what the last one was like.
     path: Path,
+    /// Writers take turns while repeats come: what one of them writes, the next must see.
+    turn: Arc<Mutex<()>>,
     deadline: Duration,
 }
 
@@ -99,6 +101,7 @@ impl Writer {
         pipeline: Arc<str>,
         breaker: Arc<Breaker>,
         metrics: Metrics,
+        turn: Arc<Mutex<()>>,
     ) -> Self {
         Self {
             access,
@@ -107,6 +110,7 @@ impl Writer {
             metrics,
             session: None,
             path: Path::Direct,
+            turn,
             deadline: FIRST_DEADLINE,
         }
     }
@@ -118,9 +122,13 @@ impl Writer {
         let mut parts = vec![batch];
         while let Some(mut part) = parts.pop() {
             self.breaker.permit().await;
-            let started = Instant::now();
             let path = if part.is_redelivered() { self.path.max(Path::Sifted) } else { self.path };
-            match self.attempt(&part, path).await {
+            let turn = Arc::clone(&self.turn);
+            let turn = if path > Path::Direct { Some(turn.lock().await) } else { None };
+            let started = Instant::now();
+            let attempted = self.attempt(&part, path).await;
+            drop(turn);
+            match attempted {
                 Ok(written) => {
                     self.breaker.succeeded();
                     self.deadline = FIRST_DEADLINE;
