@@ -7,6 +7,7 @@ use opentelemetry::trace::SpanContext;
 use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::decode::sparkplug::births::Change;
 use crate::decode::{Compression, Micros};
 use crate::trace::MessageTrace;
 
@@ -37,6 +38,8 @@ pub struct Delivery {
     pub parent: Option<Box<SpanContext>>,
     /// Its trace, if it is sampled; known once it is decoded.
     pub trace: Option<Box<MessageTrace>>,
+    /// What it told of a Sparkplug edge node when it was decoded before; decoding it again tells nothing new.
+    pub told: Vec<Change>,
     /// Its place among the deliveries in hand.
     pub in_hand: InHand,
 }

@@ -67,7 +67,7 @@ impl Draft {
     /// Takes a delivery in, decoded by `decode`.
     pub fn add(
         &mut self,
-        delivery: Delivery,
+        mut delivery: Delivery,
         now: Micros,
         dictionary: &Dictionary,
         decode: impl for<'a> FnOnce(&Input<'a>) -> (Option<Source<'a>>, Content<'a>),
@@ -82,6 +82,8 @@ impl Draft {
         let (source, mut content) = decode(&input);
         let expanded = content.expanded;
         let index = self.batch.deliveries.len() as u32;
+        let told = std::mem::take(&mut delivery.told).into_iter();
+        self.batch.sparkplug.extend(told.map(|change| SparkplugRow { change, delivery: index }));
         if let Some(effects) = content.sparkplug.take() {
             self.add_effects(index, *effects);
         }
@@ -246,8 +248,13 @@ impl Draft {
     }
 
     /// The deliveries that have to wait, each with how long, and the others. Both are decoded again.
-    pub fn part(self) -> (Vec<(Delivery, Duration)>, Vec<Delivery>) {
+    pub fn part(mut self) -> (Vec<(Delivery, Duration)>, Vec<Delivery>) {
         let (mut late, mut others) = (Vec::new(), Vec::new());
+        for row in self.batch.sparkplug.drain(..) {
+            if let Some((delivery, _)) = self.batch.deliveries.get_mut(row.delivery as usize) {
+                delivery.told.push(row.change);
+            }
+        }
         for (index, (delivery, _)) in (0..).zip(self.batch.deliveries) {
             match self.late.get(&index) {
                 Some(wait) => late.push((delivery, *wait)),
@@ -273,5 +280,64 @@ fn event_row(event: Event<'_>, device_id: i32, delivery: &Delivery, index: u32) 
         ts: event.ts,
         data: event.data.map(std::borrow::Cow::into_owned),
         delivery: index,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use bytes::Bytes;
+    use prometheus::IntGauge;
+    use sqlx::postgres::PgPoolOptions;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::decode::sparkplug::births::{Change, Name, State};
+    use crate::delivery::InHand;
+
+    fn delivery() -> Delivery {
+        let budget = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        Delivery {
+            lane: 0,
+            epoch: 1,
+            seq: Some(0),
+            tenant: None,
+            topic: Bytes::from_static(b"spBv1.0/g/NBIRTH/n"),
+            payload: Bytes::new(),
+            compression: None,
+            dup: false,
+            received_at: 0,
+            arrived: Instant::now(),
+            parent: None,
+            trace: None,
+            told: Vec::new(),
+            in_hand: InHand::new(budget, IntGauge::new("in_flight", "in flight").unwrap()),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_birth_told_is_stored_also_after_it_was_put_aside() {
+        let dictionary =
+            Dictionary::new(PgPoolOptions::new().connect_lazy("postgres://localhost").unwrap(), 1);
+        let of = Name { group: "g".into(), node: "n".into(), device: "".into() };
+        let change = Change::State { of, state: State { born_at: 1, bd_seq: None, stale_since: None } };
+        let effects = Effects { changes: vec![change.clone()], ..Effects::default() };
+        let mut draft = Draft::default();
+        // The first time it is news; decoded again it is known.
+        draft.add(delivery(), 0, &dictionary, |_| {
+            (None, Content { sparkplug: Some(Box::new(effects)), ..Content::default() })
+        });
+        draft.late.insert(0, Duration::from_secs(1));
+        for _ in 0..2 {
+            let (mut late, others) = draft.part();
+            assert!(others.is_empty());
+            let (delivery, _) = late.pop().unwrap();
+            draft = Draft::default();
+            draft.add(delivery, 0, &dictionary, |_| (None, Content::default()));
+            draft.late.insert(0, Duration::from_secs(1));
+        }
+        assert_eq!(draft.finish().sparkplug, [SparkplugRow { change, delivery: 0 }]);
     }
 }

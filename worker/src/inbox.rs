@@ -169,6 +169,7 @@ mod tests {
             topic: Bytes::from_static(topic.as_bytes()),
             payload: Bytes::new(),
             compression: None,
+            told: Vec::new(),
             dup: false,
             received_at: 0,
             arrived: Instant::now(),

@@ -233,6 +233,7 @@ impl Replay {
             arrived: Instant::now(),
             // Told by its first bytes: the content type is not kept.
             compression: None,
+            told: Vec::new(),
             parent: None,
             trace: None,
             in_hand: InHand::new(budget, self.metrics.in_flight.clone()),

@@ -126,3 +126,16 @@ fn printable(detail: &str) -> String {
     }
     detail[..end].replace('\0', "\u{fffd}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_is_documented_with_what_to_do() {
+        let documented = include_str!("../../../docs/dead-letters.md");
+        for reason in Reason::ALL {
+            assert!(documented.contains(&format!("\n| `{}` | ", reason.as_str())), "{}", reason.as_str());
+        }
+    }
+}

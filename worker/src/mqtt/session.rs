@@ -526,6 +526,7 @@ impl Serving<'_> {
             topic: publish.topic,
             payload: publish.payload,
             compression: publish.compression,
+            told: Vec::new(),
             dup: publish.dup,
             received_at: shared.clock.now(),
             arrived,

@@ -50,6 +50,7 @@ fn delivery(place: Option<(u64, u64)>, parent: Option<SpanContext>) -> Delivery 
     Delivery {
         lane: 0,
         compression: None,
+        told: Vec::new(),
         epoch: place.map_or(1, |(epoch, _)| epoch),
         seq: place.map(|(_, seq)| seq),
         tenant: None,
