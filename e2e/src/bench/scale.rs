@@ -33,7 +33,11 @@ impl Bench {
             .await
             .with_context(|| bed.logs())?;
         worker.stop(Duration::from_secs(30)).await?;
-        println!("  {series} series: {:.0} points/s", run.rate.points_a_second());
+        println!(
+            "  {series} series: {:.0} points/s, peak memory {} MiB",
+            run.rate.points_a_second(),
+            run.peak_memory >> 20
+        );
         Ok(run)
     }
 

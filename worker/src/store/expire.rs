@@ -47,14 +47,15 @@ pub struct Aging {
     id: &'static str,
     /// The table whose key that is.
     of: &'static str,
-    /// The column that tells the age.
+    /// What tells the age; a row for which it is null stays.
     at: &'static str,
 }
 
 /// Samples in a plain table.
 pub const SAMPLES: Aging = Aging { table: "sample", id: "series_id", of: "series", at: "ts" };
-/// Metadata of messages.
-pub const MESSAGES: Aging = Aging { table: "message", id: "device_id", of: "device", at: "ts" };
+/// Metadata of messages. What has no time, as JE02's INFO, tells what the device is and stays.
+pub const MESSAGES: Aging =
+    Aging { table: "message", id: "device_id", of: "device", at: "nullif(ts, 'epoch')" };
 /// Events.
 pub const EVENTS: Aging = Aging { table: "event", id: "device_id", of: "device", at: "ts" };
 /// Command answers: a device may not have said when it carried the command out.
