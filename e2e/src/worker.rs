@@ -61,13 +61,7 @@ impl Metrics {
 
     /// A quantile of a histogram, interpolated within its bucket.
     pub fn quantile(&self, name: &str, q: f64) -> f64 {
-        let prefix = format!("{name}_bucket/");
-        let mut buckets: Vec<(f64, f64)> = self
-            .0
-            .iter()
-            .filter_map(|(key, count)| Some((key.strip_prefix(&prefix)?.parse().ok()?, *count)))
-            .collect();
-        buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let buckets = self.cumulative(name);
         let wanted = q * buckets.last().map_or(0.0, |(_, count)| *count);
         let (mut low, mut below) = (0.0, 0.0);
         for (bound, count) in buckets {
@@ -85,16 +79,22 @@ impl Metrics {
 
     /// The buckets of a histogram: their bounds, and the share of what was observed that fell into each.
     pub fn buckets(&self, name: &str) -> Vec<(f64, f64)> {
-        let prefix = format!("{name}_bucket/");
-        let bound = |key: &str| key.strip_prefix(&prefix)?.parse::<f64>().ok();
-        let mut buckets: Vec<(f64, f64)> =
-            self.0.iter().filter_map(|(key, count)| Some((bound(key)?, *count))).collect();
-        buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut buckets = self.cumulative(name);
         let all = buckets.last().map_or(0.0, |(_, count)| *count).max(1.0);
         let mut below = 0.0;
         for (_, count) in &mut buckets {
             (*count, below) = ((*count - below) / all, *count);
         }
+        buckets
+    }
+
+    /// Bounds of a histogram, and how much was observed up to each.
+    fn cumulative(&self, name: &str) -> Vec<(f64, f64)> {
+        let prefix = format!("{name}_bucket/");
+        let bound = |key: &str| key.strip_prefix(&prefix)?.parse::<f64>().ok();
+        let mut buckets: Vec<(f64, f64)> =
+            self.0.iter().filter_map(|(key, count)| Some((bound(key)?, *count))).collect();
+        buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
         buckets
     }
 

@@ -1,11 +1,11 @@
 //! A distribution over buckets, as SVG: for each bucket one bar of each series.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::numbers::{compact, step};
-use super::plot::{GRID, INK, PALETTE};
+use super::plot::{GRID, INK, PALETTE, element};
 
 const SIZE: (i32, i32) = (960, 280);
 const LEFT: i32 = 64;
@@ -44,9 +44,7 @@ impl Bars {
     pub fn svg(&self) -> Result<String> {
         let mut svg = String::new();
         self.draw(&mut svg).map_err(|error| anyhow!("bars {}: {error}", self.title))?;
-        let head = svg.find("<svg ").context("an svg element")?;
-        let body = svg.split_off(head);
-        Ok(body.replacen(&format!("<svg width=\"{}\" height=\"{}\"", SIZE.0, SIZE.1), "<svg role=\"img\"", 1))
+        element(&svg, (SIZE.0 as u32, SIZE.1 as u32))
     }
 
     fn draw(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {

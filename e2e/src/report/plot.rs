@@ -134,10 +134,7 @@ impl Plot {
     pub fn svg(&self) -> Result<String> {
         let mut svg = String::new();
         self.draw(&mut svg).map_err(|error| anyhow!("plot {}: {error}", self.title))?;
-        // The page decides on its size.
-        let head = svg.find("<svg ").context("an svg element")?;
-        let body = svg.split_off(head);
-        Ok(body.replacen(&format!("<svg width=\"{}\" height=\"{}\"", SIZE.0, SIZE.1), "<svg role=\"img\"", 1))
+        element(&svg, SIZE)
     }
 
     fn draw(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
@@ -200,6 +197,12 @@ impl Plot {
         root.present()?;
         Ok(())
     }
+}
+
+/// The drawing alone, without a size: the page decides on it.
+pub fn element(svg: &str, (width, height): (u32, u32)) -> Result<String> {
+    let body = &svg[svg.find("<svg ").context("an svg element")?..];
+    Ok(body.replacen(&format!("<svg width=\"{width}\" height=\"{height}\""), "<svg role=\"img\"", 1))
 }
 
 /// The row of each mark's label such that none lies on another.
