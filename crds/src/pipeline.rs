@@ -26,13 +26,17 @@ use crate::{Duration, Size};
         status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
     ),
+    selectable = ".spec.sink.storeRef.name",
+    selectable = ".spec.source.mqtt.url",
+    printcolumn(name = "Shards", type_ = "string", json_path = ".status.ready"),
     printcolumn(
         name = "Ready",
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Ready')].status"
     ),
-    printcolumn(name = "Shards", type_ = "integer", json_path = ".status.replicas"),
-    printcolumn(name = "Wanted", type_ = "integer", json_path = ".spec.replicas"),
+    printcolumn(name = "Msg/s", type_ = "integer", json_path = ".status.rate"),
+    printcolumn(name = "Lag", type_ = "string", json_path = ".status.lag"),
+    printcolumn(name = "Fill%", type_ = "integer", json_path = ".status.fill"),
     printcolumn(
         name = "Reason",
         type_ = "string",
@@ -413,30 +417,74 @@ pub struct IngestPipelineStatus {
     /// The generation that the status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready shards.
+    /// Shards that run.
     #[serde(default)]
     pub replicas: i32,
+    /// Shards that are ready.
+    #[serde(default)]
+    pub ready_replicas: i32,
+    /// Ready and wanted shards, as `3/4`.
+    #[serde(default)]
+    pub ready: String,
     /// Label selector of the workers' pods.
     #[serde(default)]
     pub selector: String,
+    /// Generation of the plan, which tells the shards their keys.
+    #[serde(default)]
+    pub plan_generation: i64,
+    /// Messages committed a second, by all shards. Numbers are written at most once a minute.
+    #[serde(default)]
+    pub rate: i64,
+    /// Age of the oldest unacknowledged message of all shards.
+    #[serde(default)]
+    pub lag: String,
+    /// Fill of the fullest queue, in percent.
+    #[serde(default)]
+    pub fill: i32,
     /// Every shard that is not retired.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["shard".into()]))]
     #[serde(default)]
     pub shards: Vec<ShardStatus>,
-    /// Conditions: `Ready`, `Reconciling`, `Stalled`, `PlanApplied`, `ScalingLimited`, `Backpressured`, `Suspended`.
+    /// Conditions: `Ready`, `Reconciling`, `Stalled`, `SchemaReady`, `PlanApplied`, `ScalingLimited`,
+    /// `Backpressured`, `Suspended`.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }
 
 /// What is known of a shard.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ShardStatus {
     /// Its number.
     pub shard: i32,
-    /// What it does.
+    /// `Starting`, `Running`, `NotReady`, `Parked`, `Leaving` or `Retiring`.
     pub phase: String,
-    /// Keys it owns.
+    /// Keys that it owns or is to own.
+    #[serde(default)]
     pub keys: i32,
+    /// Its client id at the broker.
+    #[serde(default)]
+    pub client_id: String,
+    /// Its pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// The node that runs the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Why it is not ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Messages committed a second.
+    #[serde(default)]
+    pub rate: i64,
+    /// Fill of its queue, in percent.
+    #[serde(default)]
+    pub fill: i32,
+    /// Age of its oldest unacknowledged message.
+    #[serde(default)]
+    pub lag: String,
+    /// What limits its rate now: the broker's window, the database, the CPU, or nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limited_by: Option<String>,
 }

@@ -26,6 +26,14 @@ use crate::{Duration, Size};
         json_path = ".status.conditions[?(@.type=='SchemaReady')].status"
     ),
     printcolumn(name = "Edition", type_ = "string", json_path = ".status.edition"),
+    printcolumn(name = "Schema", type_ = "integer", json_path = ".status.schemaVersion"),
+    printcolumn(name = "Size", type_ = "string", json_path = ".status.size"),
+    printcolumn(name = "Retention", type_ = "string", json_path = ".spec.retention"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='SchemaReady')].reason"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -54,6 +62,28 @@ pub struct TelemetryStoreSpec {
     /// What is kept of messages that cannot be stored.
     #[serde(default)]
     pub dead_letters: DeadLetters,
+    /// When `maintain` runs, and how.
+    #[serde(default)]
+    pub maintenance: Maintenance,
+}
+
+/// When `maintain` runs, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Maintenance {
+    /// A cron schedule, in the cluster's time zone.
+    #[schemars(length(min = 1, max = 100))]
+    pub schedule: String,
+    /// Image of the Jobs, instead of the operator's choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 500))]
+    pub image: Option<String>,
+}
+
+impl Default for Maintenance {
+    fn default() -> Self {
+        Self { schedule: "23 * * * *".to_owned(), image: None }
+    }
 }
 
 /// How to reach a database.
@@ -150,6 +180,18 @@ pub struct TelemetryStoreStatus {
     /// What the edition cannot do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unsupported: Vec<String>,
+    /// Settings of the server that let a commit be lost, and what else a user should know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// Size of the schema's tables, when they were last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
+    /// Digest of the spec and image that the schema was last brought up to date by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migrated: Option<String>,
+    /// When `maintain` last ended well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintained: Option<String>,
     /// Conditions: `SchemaReady`.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default)]
