@@ -4,7 +4,8 @@
 //! - [`store`]: `TelemetryStore`, a database and its policies.
 //! - [`manifest`]: both from one YAML file, for use without a cluster.
 //! - [`mapping`]: how foreign JSON becomes samples.
-//! - [`plan`]: which keys a shard owns.
+//! - [`plan`]: which keys a shard owns, and which changes a running worker follows.
+//! - [`report`]: what workers and their jobs say of themselves.
 //! - [`validate`]: what a schema cannot say.
 
 // kube's derive takes one attribute for each printer column.
@@ -17,6 +18,7 @@ pub mod operations;
 pub mod pipeline;
 pub mod plan;
 pub mod reference;
+pub mod report;
 pub mod size;
 pub mod store;
 pub mod topic;
