@@ -113,6 +113,7 @@ pub fn restart_digest(pipeline: &IngestPipelineSpec, store: &TelemetryStoreSpec)
         columnstore: _,
         tenants: _,
         dead_letters: _,
+        maintenance: _,
     } = store;
     let broker = (url, protocol, client_id_prefix, auth, tls);
     let session = (receive_maximum, keep_alive, session_expiry, sessions);

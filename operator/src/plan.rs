@@ -1,0 +1,169 @@
+//! Which shard owns each key, and how keys and shards come and go. Pure: stored plan, wish and what is
+//! seen of the shards in; the next plan out. No step is taken because time has passed.
+//!
+//! The plan is state: what a shard holds cannot be derived from the spec. A key moves by make before
+//! break: it gets a successor, which subscribes, is seen subscribed, and owns it from then on; the owner
+//! before then unsubscribes. A shard without keys is retired, which ends its session at the broker.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::assign::assign;
+
+/// Which shard owns each key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Plan {
+    /// Rises with each change that a worker is to follow.
+    pub generation: i64,
+    /// Shards that may have a session at the broker.
+    pub shards: BTreeSet<u32>,
+    /// Who has which key.
+    pub keys: BTreeMap<String, Place>,
+}
+
+/// Who has a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The shard that consumes it.
+    pub owner: u32,
+    /// The shard that is to own it, and subscribes it meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<u32>,
+}
+
+/// What the spec asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// What is divided; empty where the subscription is shared.
+    pub keys: BTreeSet<String>,
+    /// Shards that are to run: those with lower numbers.
+    pub shards: u32,
+    /// Nothing runs and nothing moves; sessions stay.
+    pub parked: bool,
+    /// All sessions end.
+    pub ending: bool,
+}
+
+impl Wish {
+    /// Of so many replicas, as many as have keys.
+    pub fn new(keys: BTreeSet<String>, shared: bool, replicas: u32, suspended: bool) -> Self {
+        let shards = if shared { replicas } else { replicas.min(keys.len() as u32) };
+        Self { keys, shards, parked: suspended || replicas == 0, ending: false }
+    }
+}
+
+/// What is seen of a shard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Keys that it consumes: all their filters are granted, on a connection that is open.
+    pub serves: BTreeSet<String>,
+    /// Highest generation that it has followed.
+    pub generation: i64,
+    /// Its retire Job exists.
+    pub retiring: bool,
+    /// Its retire Job did its work.
+    pub retired: bool,
+}
+
+/// What a shard is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It consumes.
+    Active,
+    /// Its session waits.
+    Parked,
+    /// It has no keys any more: its Deployment goes, then its session.
+    Leaving,
+}
+
+impl Plan {
+    /// The next plan; the same, if there is nothing to do, or something must be seen first.
+    #[must_use]
+    pub fn step(&self, wish: &Wish, seen: &BTreeMap<u32, Seen>) -> Self {
+        let mut next = self.clone();
+        let of = |shard: &u32| seen.get(shard).cloned().unwrap_or_default();
+        next.shards.retain(|shard| !(of(shard).retired && self.keys_of(*shard).is_empty()));
+        if wish.ending {
+            next.keys.clear();
+        } else if !wish.parked {
+            next.shards.extend((0..wish.shards).filter(|shard| !of(shard).retiring));
+            next.divide(wish, &of);
+        }
+        let followed = seen.values().map(|seen| seen.generation).max().unwrap_or_default();
+        if next.keys != self.keys || followed > self.generation {
+            next.generation = self.generation.max(followed) + 1;
+        }
+        next
+    }
+
+    fn divide(&mut self, wish: &Wish, of: &impl Fn(&u32) -> Seen) {
+        let shards = self.shards.iter().copied();
+        let usable: Vec<u32> = shards.filter(|shard| *shard < wish.shards && !of(shard).retiring).collect();
+        if usable.is_empty() {
+            return;
+        }
+        self.keys.retain(|key, _| wish.keys.contains(key));
+        for (key, place) in &mut self.keys {
+            match place.successor {
+                Some(successor) if of(&successor).serves.contains(key) => {
+                    *place = Place { owner: successor, successor: None };
+                }
+                // It will not come; the owner never stopped.
+                Some(successor) if !usable.contains(&successor) => place.successor = None,
+                _ => {}
+            }
+        }
+        let moving = self.is_moving();
+        let owners = wish.keys.iter().map(|key| (key.clone(), self.keys.get(key).map(|place| place.owner)));
+        for (key, shard) in assign(&owners.collect(), &usable) {
+            match self.keys.get_mut(&key) {
+                None => _ = self.keys.insert(key, Place { owner: shard, successor: None }),
+                Some(place) if !moving && place.owner != shard => place.successor = Some(shard),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Whether a key is on its way.
+    pub fn is_moving(&self) -> bool {
+        self.keys.values().any(|place| place.successor.is_some())
+    }
+
+    /// Keys that a shard is to subscribe.
+    pub fn keys_of(&self, shard: u32) -> Vec<String> {
+        let has = |place: &Place| place.owner == shard || place.successor == Some(shard);
+        self.keys.iter().filter(|(_, place)| has(place)).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// What a shard is to be.
+    pub fn role(&self, wish: &Wish, shard: u32) -> Role {
+        if wish.ending {
+            return Role::Leaving;
+        }
+        if wish.parked {
+            return Role::Parked;
+        }
+        if shard < wish.shards || !self.keys_of(shard).is_empty() { Role::Active } else { Role::Leaving }
+    }
+
+    /// A plan that was lost, from what its shards were told or report: generation and keys of each.
+    pub fn rebuilt(told: &BTreeMap<u32, (i64, Vec<String>)>) -> Self {
+        let mut plan = Self { shards: told.keys().copied().collect(), ..Self::default() };
+        for (shard, (generation, keys)) in told {
+            plan.generation = plan.generation.max(*generation);
+            for key in keys {
+                let first = Place { owner: *shard, successor: None };
+                let place = plan.keys.entry(key.clone()).or_insert(first);
+                if place.owner != *shard {
+                    place.successor = Some(*shard);
+                }
+            }
+        }
+        plan
+    }
+}
+
+#[cfg(test)]
+mod tests;
