@@ -20,6 +20,7 @@ use crate::{Duration, Size};
     status = "IngestPipelineStatus",
     shortname = "ipl",
     category = "penstock",
+    annotation("helm.sh/resource-policy", "keep"),
     doc = "Moves device telemetry from MQTT into a TelemetryStore, without losing or doubling a row.",
     scale(
         spec_replicas_path = ".spec.replicas",

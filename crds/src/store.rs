@@ -19,6 +19,7 @@ use crate::{Duration, Size};
     status = "TelemetryStoreStatus",
     shortname = "tstore",
     category = "penstock",
+    annotation("helm.sh/resource-policy", "keep"),
     doc = "A database, its schema and its policies.",
     printcolumn(
         name = "Ready",
