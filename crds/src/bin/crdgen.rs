@@ -50,12 +50,16 @@ fn run(folder: &Path, check: bool) -> Result<(), String> {
 }
 
 /// A structural schema must not say `additionalProperties: false`; the API server refuses unknown
-/// fields by itself.
+/// fields by itself. `null` is a value only where it says something else than leaving the field out: beside a
+/// default. Elsewhere the API server then takes it away, and no rule meets it.
 fn structural(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
             if fields.get("additionalProperties") == Some(&Value::Bool(false)) {
                 fields.remove("additionalProperties");
+            }
+            if fields.get("nullable") == Some(&Value::Bool(true)) && !fields.contains_key("default") {
+                fields.remove("nullable");
             }
             fields.values_mut().for_each(structural);
         }
