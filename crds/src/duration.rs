@@ -6,6 +6,8 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::rules;
+
 /// A duration with a unit: a whole number and `ms`, `s`, `m`, `h` or `d`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Duration {
@@ -102,7 +104,7 @@ impl JsonSchema for Duration {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^[0-9]{1,9}(ms|s|m|h|d)$", "maxLength": 12 })
+        json_schema!({ "type": "string", "maxLength": 12, "x-kubernetes-validations": [rules::duration()] })
     }
 }
 

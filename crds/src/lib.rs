@@ -6,7 +6,7 @@
 //! - [`mapping`]: how foreign JSON becomes samples.
 //! - [`plan`]: which keys a shard owns, and which changes a running worker follows.
 //! - [`report`]: what workers and their jobs say of themselves.
-//! - [`validate`]: what a schema cannot say.
+//! - [`validate`]: what a schema cannot say; the rules of `rules.rs` are the part of it that CEL can.
 
 // kube's derive takes one attribute for each printer column.
 #![allow(clippy::duplicated_attributes)]
@@ -19,6 +19,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod reference;
 pub mod report;
+mod rules;
 pub mod size;
 pub mod store;
 pub mod topic;

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::pipeline::Subscription;
+use crate::rules;
 use crate::validate::Errors;
 
 /// Most levels of a pointer: a message is read once for each.
@@ -84,7 +86,8 @@ impl JsonSchema for Pointer {
 }
 
 /// How foreign JSON becomes samples. At least one of `each` and `points` is needed.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = rules::mapping_names_values())]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mapping {
     /// The message's time. May be left out where each item has its own, or `accept.receiveTime` is `Allow`.
@@ -102,6 +105,7 @@ pub struct Mapping {
     /// Values at fixed places. One that is missing from a message is no fault.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 500))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub points: Vec<Point>,
 }
 
@@ -133,7 +137,9 @@ pub enum TimeUnit {
 }
 
 /// Samples from the items of an array or object. The pointers within start at the item.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = rules::only_numbers_are_scaled())]
+#[x_kube(validation = rules::scale_is_not_zero())]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Each {
     /// Where the array or object is.
@@ -170,7 +176,9 @@ fn is_whole(pointer: &Pointer) -> bool {
 }
 
 /// A value at a fixed place.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = rules::only_numbers_are_scaled())]
+#[x_kube(validation = rules::scale_is_not_zero())]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Point {
     /// The point's name.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::mapping::{Mapping, TimeUnit};
 use crate::operations::{Autoscaling, Worker};
 use crate::reference::{BundleSource, SecretValue};
-use crate::{Duration, Size};
+use crate::{Duration, Size, rules};
 
 /// From MQTT to a store, by sharded workers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -20,6 +20,8 @@ use crate::{Duration, Size};
     status = "IngestPipelineStatus",
     shortname = "ipl",
     category = "penstock",
+    annotation("helm.sh/resource-policy", "keep"),
+    validation = rules::short_name(),
     doc = "Moves device telemetry from MQTT into a TelemetryStore, without losing or doubling a row.",
     scale(
         spec_replicas_path = ".spec.replicas",
@@ -44,7 +46,16 @@ use crate::{Duration, Size};
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
-#[x_kube(validation = Rule::new("!has(self.autoscaling) || !has(oldSelf.autoscaling) || self.replicas == oldSelf.replicas").message("spec.replicas is the autoscaler's while spec.autoscaling is set; remove spec.autoscaling to scale by hand"))]
+#[x_kube(validation = rules::replicas_are_the_autoscalers())]
+#[x_kube(validation = rules::sharding_stays())]
+#[x_kube(validation = rules::tenants_are_listed())]
+#[x_kube(validation = rules::tenants_are_divided())]
+#[x_kube(validation = rules::filters_can_be_divided())]
+#[x_kube(validation = rules::shared_sessions_end_soon())]
+#[x_kube(validation = rules::shared_is_version_5())]
+#[x_kube(validation = rules::births_stay_with_their_data())]
+#[x_kube(validation = rules::messages_fit_in_hand())]
+#[x_kube(validation = rules::mapped_samples_have_times())]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IngestPipelineSpec {
     /// Stops consuming and keeps the broker's sessions.
@@ -61,6 +72,8 @@ pub struct IngestPipelineSpec {
     pub sharding: Sharding,
     /// How much one transaction holds.
     #[serde(default)]
+    #[x_kube(validation = rules::batch_has_bytes())]
+    #[x_kube(validation = rules::linger())]
     pub batch: Batch,
     /// Which times are accepted.
     #[serde(default)]
@@ -95,11 +108,14 @@ pub struct Source {
 
 /// An MQTT broker, and what is wanted of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("has(self.clientIdPrefix) == has(oldSelf.clientIdPrefix) && (!has(self.clientIdPrefix) || self.clientIdPrefix == oldSelf.clientIdPrefix)").message("clientIdPrefix names the broker's sessions and cannot change; make a new pipeline"))]
+#[x_kube(validation = rules::client_id_prefix_stays())]
+#[x_kube(validation = rules::tls_needs_mqtts())]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mqtt {
     /// `mqtt://host:1883`, or `mqtts://host:8883` for TLS.
     #[schemars(length(min = 8, max = 500))]
+    #[x_kube(validation = rules::broker_without_login())]
+    #[x_kube(validation = rules::broker())]
     pub url: String,
     /// Protocol version.
     #[serde(default)]
@@ -108,6 +124,7 @@ pub struct Mqtt {
     /// not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 200))]
+    #[x_kube(validation = rules::client_id_prefix())]
     pub client_id_prefix: Option<String>,
     /// User name and password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,6 +139,9 @@ pub struct Mqtt {
     /// What a topic's levels mean: `{tenant}`, `{site}`, `{device}`, `{kind}`, or literal text.
     #[serde(default = "default_layout")]
     #[schemars(length(min = 1, max = 500))]
+    #[x_kube(validation = rules::layout_names_the_device())]
+    #[x_kube(validation = rules::layout_levels())]
+    #[x_kube(validation = rules::layout_names_once())]
     pub layout: String,
     /// Deliveries that the broker may leave unacknowledged (MQTT 5).
     #[serde(default = "default_receive_maximum")]
@@ -129,12 +149,15 @@ pub struct Mqtt {
     pub receive_maximum: u16,
     /// Keep-alive interval, at least 5 s.
     #[serde(default = "default_keep_alive")]
+    #[x_kube(validation = rules::keep_alive())]
     pub keep_alive: Duration,
     /// How long the broker keeps a session while nobody is connected (MQTT 5).
     #[serde(default = "default_session_expiry")]
+    #[x_kube(validation = rules::session_expiry())]
     pub session_expiry: Duration,
     /// Largest payload to decode; a larger one is a dead letter `too_large`.
     #[serde(default = "default_max_packet_size")]
+    #[x_kube(validation = rules::packet_size())]
     pub max_packet_size: Size,
     /// Parallel sessions of one shard, for brokers with a small window.
     #[serde(default = "default_sessions")]
@@ -216,11 +239,18 @@ pub struct ClientCertificate {
 }
 
 /// What to subscribe.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = rules::mapped_has_a_mapping())]
+#[x_kube(validation = rules::time_field_is_of_fields())]
+#[x_kube(validation = rules::time_unit_is_of_its_formats())]
+#[x_kube(validation = rules::line_protocol_has_numbers())]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Subscription {
     /// A topic filter.
     #[schemars(length(min = 1, max = 1000))]
+    #[x_kube(validation = rules::filter_is_not_shared())]
+    #[x_kube(validation = rules::filter_ends_with_hash())]
+    #[x_kube(validation = rules::filter_has_whole_plus())]
     pub filter: String,
     /// Format of the payloads.
     #[serde(default)]
@@ -398,11 +428,14 @@ impl Default for Readiness {
 }
 
 /// Traces.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tracing {
     /// The collector: OTLP over HTTP, such as `http://collector:4318`. `/v1/traces` is added.
     #[schemars(length(min = 1, max = 500))]
+    #[x_kube(validation = rules::collector_without_login())]
+    #[x_kube(validation = rules::collector_without_query())]
+    #[x_kube(validation = rules::collector())]
     pub otlp_endpoint: String,
     /// Share of the messages without a trace context to trace, 0 to 1. Those with one follow its sender's decision.
     #[serde(default)]

@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::rules;
 
 /// A value that comes from a Secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -14,7 +17,8 @@ pub struct SecretValue {
 }
 
 /// A certificate bundle that comes from a ConfigMap or a Secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = rules::one_source())]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BundleSource {
     /// The key of a ConfigMap in the same namespace.

@@ -7,6 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::duration::Text;
+use crate::rules;
 
 /// A size in bytes: a whole number and, optionally, `k`, `M`, `G`, `T`, `Ki`, `Mi`, `Gi` or `Ti`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +84,7 @@ impl JsonSchema for Size {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^[0-9]{1,15}(k|M|G|T|Ki|Mi|Gi|Ti)?$", "maxLength": 17 })
+        json_schema!({ "type": "string", "maxLength": 17, "x-kubernetes-validations": [rules::size()] })
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pipeline::Tls;
 use crate::reference::SecretValue;
-use crate::{Duration, Size};
+use crate::{Duration, Size, rules};
 
 /// A database, its schema and its policies. One per database.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -19,6 +19,8 @@ use crate::{Duration, Size};
     status = "TelemetryStoreStatus",
     shortname = "tstore",
     category = "penstock",
+    annotation("helm.sh/resource-policy", "keep"),
+    validation = rules::short_name(),
     doc = "A database, its schema and its policies.",
     printcolumn(
         name = "Ready",
@@ -36,6 +38,8 @@ use crate::{Duration, Size};
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
+#[x_kube(validation = rules::compressed_before_removed())]
+#[x_kube(validation = rules::widths_fit_the_retention())]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TelemetryStoreSpec {
     /// How workers reach the database.
@@ -45,12 +49,15 @@ pub struct TelemetryStoreSpec {
     /// How long samples, events, metadata and command answers are kept: at least 1h. For ever, if not
     /// given. Except for samples on TimescaleDB Community, `maintain` must run for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::age())]
     pub retention: Option<Duration>,
     /// Widths of the rollups to keep, each a multiple of the one before: 1m to 7d, and at most a quarter of
     /// the retention. Each has a view `readings_<width>`. Needs TimescaleDB Community; elsewhere it is
     /// reported as unsupported.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
+    #[x_kube(validation = rules::width())]
+    #[x_kube(validation = rules::widths_contain_one_another())]
     pub rollups: Vec<Duration>,
     /// Compression of old samples. Needs TimescaleDB Community 2.18.1 or newer; elsewhere it is reported as
     /// unsupported.
@@ -58,9 +65,12 @@ pub struct TelemetryStoreSpec {
     pub columnstore: Option<Columnstore>,
     /// Who may store.
     #[serde(default)]
+    #[x_kube(validation = rules::tenants_are_named())]
+    #[x_kube(validation = rules::tenants_are_not_named())]
     pub tenants: Tenants,
     /// What is kept of messages that cannot be stored.
     #[serde(default)]
+    #[x_kube(validation = rules::age_of_letters())]
     pub dead_letters: DeadLetters,
     /// When `maintain` runs, and how.
     #[serde(default)]
@@ -99,11 +109,12 @@ pub struct Database {
 }
 
 /// Compression of old samples.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Columnstore {
     /// Age at which samples are compressed: at least 1h, less than the retention, and better more than
     /// samples are late.
+    #[x_kube(validation = rules::age())]
     pub after: Duration,
 }
 
