@@ -12,6 +12,7 @@ mod demo;
 mod fleet;
 mod listener;
 mod local;
+mod plant;
 mod proxy;
 mod publisher;
 mod report;

@@ -9,6 +9,7 @@ mod handover;
 mod letters;
 mod limits;
 pub mod load;
+mod operator;
 mod poison;
 mod policies;
 mod sessions;
@@ -39,6 +40,7 @@ pub fn all() -> Vec<Scenario> {
         tracing::all(),
         policies::all(),
         tenants::all(),
+        operator::all(),
     ]
     .concat()
 }
