@@ -4,6 +4,7 @@ mod broker;
 mod crash;
 pub mod data;
 mod database;
+mod files;
 mod formats;
 mod handover;
 mod letters;
@@ -30,6 +31,7 @@ pub fn all() -> Vec<Scenario> {
         poison::all(),
         handover::all(),
         data::all(),
+        files::all(),
         formats::all(),
         store::all(),
         tls::all(),
