@@ -23,7 +23,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::stack::process::output;
 use crate::stack::{self, install};
 use crate::wait::until_blocking;
-use namespace::Namespace;
+use control_plane::ControlPlane;
 use node::{Node, Parts};
 use pki::Pki;
 
@@ -36,14 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Cluster {
     kubeconfig: PathBuf,
     /// What this process started, and stops when this is dropped.
-    own: Option<Own>,
+    own: Option<ControlPlane>,
     nodes: Vec<Node>,
-}
-
-#[derive(Debug)]
-struct Own {
-    lock: File,
-    control_plane: Namespace,
 }
 
 /// What `cargo e2e cluster` and tests need and this machine lacks; empty if nothing.
@@ -72,6 +66,10 @@ impl Cluster {
     pub fn start(nodes: u8) -> Result<Self> {
         match foreign_kubeconfig() {
             Some(kubeconfig) => Ok(Self::attach(kubeconfig)),
+            None if is_up() => bail!(
+                "a cluster of this checkout runs already. Stop it (cargo e2e cluster down), or have it used: export KUBECONFIG={}",
+                own_kubeconfig().display()
+            ),
             None => Self::launch(nodes, true),
         }
     }
@@ -96,18 +94,19 @@ impl Cluster {
             nodes,
             pause: image::pause(&root)?,
         };
-        network::make()?;
-        let control_plane = control_plane::script(&parts.folder, &parts.programs, &root, &parts.pki)?
-            .run(false, &lock, bound)?;
-        let stdin = lock.try_clone()?;
-        let own = Some(Own { lock, control_plane });
-        let mut cluster = Self { kubeconfig: own_kubeconfig(), own, nodes: Vec::new() };
+        let control_plane = ControlPlane::start(&parts, &root, lock, bound)?;
+        let mut cluster = Self { kubeconfig: own_kubeconfig(), own: Some(control_plane), nodes: Vec::new() };
         for number in 1..=nodes {
-            cluster.nodes.push(Node::start(&parts, number, &stdin, bound)?);
+            cluster.add_node(&parts, number, bound).with_context(|| cluster.logs())?;
         }
-        drop(stdin);
         cluster.wait(usize::from(nodes)).with_context(|| cluster.logs())?;
         Ok(cluster)
+    }
+
+    fn add_node(&mut self, parts: &Parts, number: u8, bound: bool) -> Result<()> {
+        let control_plane = self.own.as_ref().context("a cluster of our own")?;
+        self.nodes.push(Node::start(parts, number, control_plane, bound)?);
+        Ok(())
     }
 
     /// Until all nodes are ready and pods can be made.
@@ -223,13 +222,13 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let Some(Own { lock, mut control_plane }) = self.own.take() else { return };
+        let Some(ControlPlane { lock, mut namespace }) = self.own.take() else { return };
         drop(lock);
         let stopped = self
             .nodes
             .iter_mut()
             .try_for_each(Node::kill)
-            .and_then(|()| control_plane.kill())
+            .and_then(|()| namespace.kill())
             .and_then(|()| clean().map(drop));
         if let Err(error) = stopped {
             eprintln!("stopping the cluster: {error:#}");
@@ -238,9 +237,14 @@ impl Drop for Cluster {
 }
 
 fn kubectl(kubeconfig: &Path) -> Result<Command> {
-    let mut command = Command::new(programs::kubernetes()?.join("kubectl"));
+    let mut command = Command::new(programs::kubectl()?);
     command.env("KUBECONFIG", kubeconfig);
     Ok(command)
+}
+
+/// Whether a cluster of this checkout runs.
+fn is_up() -> bool {
+    namespace::is_running(&control_plane::script_path(&folder()))
 }
 
 fn running_nodes() -> Vec<Node> {
@@ -253,7 +257,7 @@ fn clean() -> Result<File> {
     for number in 1..=9 {
         namespace::kill(&node::script_path(&folder(), number))?;
     }
-    namespace::kill(&folder().join(control_plane::NAME).with_extension("sh"))?;
+    namespace::kill(&control_plane::script_path(&folder()))?;
     let lock = File::options().create(true).append(true).open(LOCK).context(LOCK)?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         bail!(

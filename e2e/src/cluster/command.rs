@@ -7,9 +7,8 @@ use anyhow::{Result, bail};
 use clap::Subcommand;
 
 use super::{
-    Cluster, cgroups, control_plane, folder, foreign_kubeconfig, namespace, network, own_kubeconfig,
+    Cluster, cgroups, folder, foreign_kubeconfig, is_up, network, own_kubeconfig, programs, running_nodes,
 };
-use super::{programs, running_nodes};
 
 /// What to do with the cluster.
 #[derive(Subcommand)]
@@ -60,10 +59,6 @@ pub fn run(action: Action) -> Result<bool> {
     }
 }
 
-fn is_up() -> bool {
-    namespace::is_running(&folder().join(control_plane::NAME).with_extension("sh"))
-}
-
 /// The cluster of KUBECONFIG, or that of this checkout.
 fn running() -> Result<Cluster> {
     match foreign_kubeconfig() {
@@ -82,6 +77,9 @@ fn up(nodes: u8) -> Result<bool> {
         println!("Already running.");
         return status();
     }
+    if is_up() {
+        println!("Starting again, with {nodes} nodes.");
+    }
     let started = Instant::now();
     Cluster::launch(nodes, false)?.leave_running();
     println!("Ready in {:.1} s.", started.elapsed().as_secs_f64());
@@ -91,13 +89,11 @@ fn up(nodes: u8) -> Result<bool> {
 fn status() -> Result<bool> {
     if !is_up() {
         println!("No cluster is running. Start it with: cargo e2e cluster up");
-        let nodes = running_nodes().len();
-        if nodes + network::left().len() + cgroups::left().len() > 0 {
+        let (nodes, groups) = (running_nodes().len(), cgroups::left().len());
+        if network::is_connected() || nodes + groups > 0 {
             println!(
-                "One ended without being stopped. Left: {nodes} nodes, {} links, {} control groups.\n\
-                 Remove them with: cargo e2e cluster down",
-                network::left().len(),
-                cgroups::left().len()
+                "One ended without being stopped and left {nodes} nodes, {groups} control groups, perhaps a link.\n\
+                 Remove them with: cargo e2e cluster down"
             );
         }
         return Ok(false);
@@ -106,7 +102,7 @@ fn status() -> Result<bool> {
     println!(
         "Kubernetes {}, API server https://{}:6443, logs in {}",
         programs::kubernetes_version()?,
-        network::HOST,
+        network::CONTROL_PLANE,
         folder().display()
     );
     for node in &cluster.nodes {

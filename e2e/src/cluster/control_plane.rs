@@ -1,29 +1,51 @@
 //! etcd, API server, controller manager and scheduler.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::namespace::Script;
+use super::namespace::{Namespace, Script};
 use super::network;
+use super::node::Parts;
 use super::pki::Pki;
 use crate::stack;
 
-/// What the folder of the cluster has of it.
-pub const NAME: &str = "control-plane";
+const NAME: &str = "control-plane";
 /// A file that is there when the API server answers.
 pub const READY: &str = "ready";
 /// Every request, one JSON document a line.
 pub const AUDIT: &str = "audit.log";
 
-/// The script that starts it.
-pub fn script(folder: &Path, programs: &Path, root: &Path, pki: &Pki) -> Result<Script> {
-    let mut script = Script::new(folder.join(NAME).with_extension("sh"));
+/// What runs of it.
+#[derive(Debug)]
+pub struct ControlPlane {
+    /// The file that all processes of the cluster hold a lock on.
+    pub lock: File,
+    /// Where its parts and the bridge are.
+    pub namespace: Namespace,
+}
+
+impl ControlPlane {
+    /// Starts it, and connects this machine. It answers later.
+    pub fn start(parts: &Parts, root: &Path, lock: File, bound: bool) -> Result<Self> {
+        let namespace = script(&parts.folder, &parts.programs, root, &parts.pki)?.run(&lock, bound)?;
+        network::connect_host(&namespace)?;
+        Ok(Self { lock, namespace })
+    }
+}
+
+/// Its script.
+pub fn script_path(folder: &Path) -> PathBuf {
+    folder.join(NAME).with_extension("sh")
+}
+
+fn script(folder: &Path, programs: &Path, root: &Path, pki: &Pki) -> Result<Script> {
+    let mut script = Script::new(script_path(folder));
     let log = |name: &str| folder.join(name).with_extension("log");
-    let etcd = stack::free_port()?;
-    script.start(Path::new("chroot"), &etcd_arguments(root, etcd, stack::free_port()?)?, &log("etcd"));
-    let api_server = api_server_arguments(folder, etcd, pki)?;
+    script.lines(&network::make_bridge());
+    script.start(Path::new("chroot"), &etcd_arguments(root)?, &log("etcd"));
+    let api_server = api_server_arguments(folder, pki)?;
     script.start(&programs.join("kube-apiserver"), &api_server, &log("kube-apiserver"));
     // The others would give up on an API server that is not there.
     script.lines(&format!(
@@ -51,8 +73,8 @@ pub fn script(folder: &Path, programs: &Path, root: &Path, pki: &Pki) -> Result<
     Ok(script)
 }
 
-/// Debian's own user of etcd; on loopback; nothing has to outlive a crash of the machine.
-fn etcd_arguments(root: &Path, port: u16, peers: u16) -> Result<Vec<String>> {
+/// As Debian's own user of etcd, on the namespace's loopback; nothing has to outlive a crash of the machine.
+fn etcd_arguments(root: &Path) -> Result<Vec<String>> {
     let data = "/srv/cluster/etcd";
     let outside = root.join(data.trim_start_matches('/'));
     if outside.exists() {
@@ -66,26 +88,21 @@ fn etcd_arguments(root: &Path, port: u16, peers: u16) -> Result<Vec<String>> {
         format!("--data-dir={data}"),
         "--unsafe-no-fsync".to_owned(),
         "--log-level=warn".to_owned(),
-        format!("--listen-client-urls=http://127.0.0.1:{port}"),
-        format!("--advertise-client-urls=http://127.0.0.1:{port}"),
-        format!("--listen-peer-urls=http://127.0.0.1:{peers}"),
-        format!("--initial-advertise-peer-urls=http://127.0.0.1:{peers}"),
-        format!("--initial-cluster=default=http://127.0.0.1:{peers}"),
     ]);
     Ok(arguments)
 }
 
-fn api_server_arguments(folder: &Path, etcd: u16, pki: &Pki) -> Result<Vec<String>> {
+fn api_server_arguments(folder: &Path, pki: &Pki) -> Result<Vec<String>> {
     let policy = folder.join("audit-policy.yaml");
     fs::write(
         &policy,
         "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules: [{level: Metadata}]\n",
     )?;
-    let (ca, host) = (pki.argument("ca.crt"), network::HOST);
+    let (ca, address) = (pki.argument("ca.crt"), network::CONTROL_PLANE);
     Ok(vec![
-        format!("--etcd-servers=http://127.0.0.1:{etcd}"),
-        format!("--bind-address={host}"),
-        format!("--advertise-address={host}"),
+        "--etcd-servers=http://127.0.0.1:2379".to_owned(),
+        format!("--bind-address={address}"),
+        format!("--advertise-address={address}"),
         "--secure-port=6443".to_owned(),
         format!("--service-cluster-ip-range={}", network::SERVICES),
         format!("--tls-cert-file={}", pki.argument("kube-apiserver.crt")),

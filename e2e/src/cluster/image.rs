@@ -19,7 +19,7 @@ const PROGRAMS: [&str; 2] = ["penstock-worker", "penstock-operator"];
 
 /// Taken from the Debian root: what the programs need, and a shell for a look inside.
 const PACKAGES: &str = "base-files ca-certificates libc6 libgcc-s1 \
-    bash coreutils dash libacl1 libattr1 libcap2 libgmp10 libpcre2-8-0 libselinux1 libssl3t64 libsystemd0 libtinfo6 libzstd1 zlib1g";
+    bash coreutils dash grep sed libacl1 libattr1 libcap2 libgmp10 libpcre2-8-0 libselinux1 libssl3t64 libsystemd0 libtinfo6 libzstd1 zlib1g";
 /// The same content gives the same layer, which a node already has.
 const TAR: &str = "tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner";
 
@@ -50,10 +50,6 @@ pub fn penstock(root: &Path) -> Result<PathBuf> {
 
 /// The image for pods' namespaces: it sleeps.
 pub fn pause(root: &Path) -> Result<PathBuf> {
-    let archived = folder().join("pause.tar");
-    if archived.exists() {
-        return Ok(archived);
-    }
     let command = json!({"User": "65532:65532", "Entrypoint": ["/usr/bin/sleep", "infinity"]});
     archive("pause", PAUSE, &[base(root)?], &command)
 }
@@ -64,10 +60,10 @@ fn shell(script: &str) -> Command {
     shell
 }
 
-/// The lowest layer, made once.
+/// The lowest layer, made once for these packages.
 fn base(root: &Path) -> Result<PathBuf> {
-    let layer = folder().join("base.tar");
-    if !layer.exists() {
+    let (layer, made_of) = (folder().join("base.tar"), folder().join("base.packages"));
+    if !layer.exists() || fs::read_to_string(&made_of).ok().as_deref() != Some(PACKAGES) {
         fs::create_dir_all(folder())?;
         let partial = layer.with_extension("partial");
         let list = format!(
@@ -77,6 +73,7 @@ fn base(root: &Path) -> Result<PathBuf> {
         );
         output(shell(&list).arg(root).arg(&partial)).context("making the base of images")?;
         fs::rename(partial, &layer)?;
+        fs::write(made_of, PACKAGES)?;
     }
     Ok(layer)
 }

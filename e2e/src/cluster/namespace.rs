@@ -40,10 +40,9 @@ impl Script {
         self.lines(&format!("{} >>{} 2>&1 &", words.join(" \\\n  "), quoted(&log.display().to_string())));
     }
 
-    /// Runs it in namespaces for processes and mounts, with `network` one for links too. Its
-    /// standard input is `lock`: a lock on it is held until the last process has ended.
-    /// `bound` says whether it ends with this process.
-    pub fn run(mut self, network: bool, lock: &File, bound: bool) -> Result<Namespace> {
+    /// Runs it. Its standard input is `lock`: a lock on it is held until the last process has
+    /// ended. `bound` says whether it ends with this process.
+    pub fn run(mut self, lock: &File, bound: bool) -> Result<Namespace> {
         // Without a child left, the first process, and with it the namespaces, would end.
         self.text.push_str("wait\n");
         fs::write(&self.path, &self.text)?;
@@ -53,11 +52,8 @@ impl Script {
             command.args(["--pdeathsig", "KILL"]);
         }
         // Away from this terminal and its Ctrl-C.
-        command.args(["--", "setsid", "unshare"]);
-        if network {
-            command.arg("--net");
-        }
-        command.args(["--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc", "sh"]);
+        command.args(["--", "setsid", "unshare", "--net", "--mount", "--pid", "--ipc", "--uts"]);
+        command.args(["--fork", "--kill-child", "--mount-proc", "sh"]);
         command.arg(&self.path).env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.stdin(lock.try_clone()?).stdout(log.try_clone()?).stderr(log);
         let child = process::spawn(command).context("starting unshare")?;
@@ -141,7 +137,7 @@ pub fn tail(log: &Path) -> String {
     format!("--- {}\n{}", log.display(), String::from_utf8_lossy(&end))
 }
 
-/// All processes whose command line has this script as an argument: `unshare` and the shell.
+/// The processes that a script was started with: `unshare` and the shell.
 fn processes(script: &Path) -> Vec<(i32, String)> {
     let folders = fs::read_dir("/proc").into_iter().flatten().flatten();
     folders
@@ -150,7 +146,8 @@ fn processes(script: &Path) -> Vec<(i32, String)> {
             let line = fs::read_to_string(folder.path().join("cmdline")).ok()?;
             let mut words = line.split('\0');
             let program = words.next()?.to_owned();
-            words.any(|word| Path::new(word) == script).then_some((id, program))
+            let ours = ["sh", "unshare"].contains(&&*program) && words.any(|word| Path::new(word) == script);
+            ours.then_some((id, program))
         })
         .collect()
 }
@@ -186,5 +183,36 @@ fn has_ended(id: i32) -> bool {
     match fs::read_to_string(format!("/proc/{id}/stat")) {
         Ok(stat) => stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X'])),
         Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_passes_arguments_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("it's a log");
+        let arguments = ["%s\\n", "two words", "it's", "$HOME", "--flag=\"x\""].map(str::to_owned);
+        let mut script = Script::new(folder.path().join("test.sh"));
+        script.start(Path::new("printf"), &arguments, &log);
+        script.lines("wait");
+        assert!(Command::new("sh").args(["-c", &script.text]).status().unwrap().success());
+        assert_eq!(fs::read_to_string(log).unwrap(), arguments[1..].join("\n") + "\n");
+    }
+
+    #[test]
+    fn a_process_that_only_names_a_script_is_not_one_of_its_own() {
+        let script = Path::new("/nowhere/node-1.sh");
+        let mut other = Command::new("sleep").args(["60"]).env("SCRIPT", script).spawn().unwrap();
+        let mut reader = Command::new("tail").arg("-f").arg("/dev/null").arg(script).spawn().unwrap();
+        assert!(!is_running(script));
+        kill(script).unwrap();
+        for child in [&mut other, &mut reader] {
+            assert!(child.try_wait().unwrap().is_none(), "it still runs");
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 }

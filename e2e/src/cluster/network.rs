@@ -1,15 +1,25 @@
-//! A bridge on this machine with a cable to each node, and who has which address.
+//! Who has which address, and the cables between this machine, the control plane and the nodes.
+//!
+//! The bridge is in the control plane's namespace: this machine has one end of one cable, which goes
+//! with that namespace, and its firewall sees nothing of what nodes say to each other.
 
 use std::net::Ipv4Addr;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Result;
 
+use super::namespace::Namespace;
 use crate::stack::process::output;
+use crate::wait::until_blocking;
 
-const BRIDGE: &str = "penstock0";
-/// This machine, as nodes and pods see it. The API server listens here.
+/// This machine's end.
+const LINK: &str = "penstock0";
+const BRIDGE: &str = "nodes";
+/// This machine, as nodes and pods see it.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 89, 0, 1);
+/// Where the API server listens, at port 6443.
+pub const CONTROL_PLANE: Ipv4Addr = Ipv4Addr::new(10, 89, 0, 10);
 /// Addresses of Services.
 pub const SERVICES: &str = "10.96.0.0/16";
 /// The first of them: the Service `kubernetes`.
@@ -27,47 +37,62 @@ pub fn pods(number: u8) -> String {
     format!("10.244.{number}.0/24")
 }
 
-fn cable(number: u8) -> String {
-    format!("penstock{number}")
+/// What the control plane does first in its namespace.
+pub fn make_bridge() -> String {
+    format!(
+        "ip link set lo up
+ip link add {BRIDGE} type bridge
+ip address add {CONTROL_PLANE}/24 dev {BRIDGE}
+ip link set {BRIDGE} up"
+    )
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {
     output(Command::new("ip").args(arguments)).map(drop)
 }
 
-/// Makes the bridge.
-pub fn make() -> Result<()> {
-    ip(&["link", "add", BRIDGE, "type", "bridge"])?;
-    ip(&["address", "add", &format!("{HOST}/24"), "dev", BRIDGE])?;
-    ip(&["link", "set", BRIDGE, "up"])
+/// Plugs the end of a cable that is in the control plane's namespace into the bridge.
+fn plug(control_plane: &Namespace, link: &str) -> Result<()> {
+    output(control_plane.command("ip").args(["link", "set", link, "master", BRIDGE, "up"])).map(drop)
 }
 
-/// Lays a cable from the bridge to `eth0` in the namespace of this process, and the way to the node's pods.
-pub fn connect(number: u8, process: i32) -> Result<()> {
-    let (cable, process) = (cable(number), process.to_string());
-    ip(&["link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &process])?;
-    ip(&["link", "set", &cable, "master", BRIDGE, "up"])?;
-    ip(&["route", "replace", &pods(number), "via", &node(number).to_string()])
+/// Connects this machine.
+pub fn connect_host(control_plane: &Namespace) -> Result<()> {
+    until_blocking("the control plane has its bridge", Duration::from_secs(10), || {
+        output(control_plane.command("ip").args(["link", "show", BRIDGE])).is_ok()
+    })?;
+    let process = control_plane.process().to_string();
+    ip(&["link", "add", LINK, "type", "veth", "peer", "name", "host", "netns", &process])?;
+    plug(control_plane, "host")?;
+    ip(&["address", "add", &format!("{HOST}/24"), "dev", LINK])?;
+    ip(&["link", "set", LINK, "up"])
 }
 
-/// Our links that are there.
-pub fn left() -> Vec<String> {
-    let links = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    links
-        .filter_map(|link| link.file_name().into_string().ok())
-        .filter(|name| name.strip_prefix("penstock").is_some_and(|number| number.parse::<u8>().is_ok()))
-        .collect()
+/// Connects a node by its `eth0`, and shows this machine and the control plane the way to its pods.
+pub fn connect_node(control_plane: &Namespace, number: u8, node_namespace: &Namespace) -> Result<()> {
+    let cable = super::node::name(number);
+    let (near, far) = (control_plane.process().to_string(), node_namespace.process().to_string());
+    ip(&["link", "add", &cable, "netns", &near, "type", "veth", "peer", "name", "eth0", "netns", &far])?;
+    plug(control_plane, &cable)?;
+    let (pods, address) = (pods(number), node(number).to_string());
+    let route = ["route", "replace", &pods, "via", &address];
+    output(control_plane.command("ip").args(route))?;
+    ip(&route)
 }
 
-/// Removes the bridge and all cables; routes go with them.
+/// Whether this machine's end is there.
+pub fn is_connected() -> bool {
+    output(Command::new("ip").args(["link", "show", LINK])).is_ok()
+}
+
+/// Removes this machine's end; addresses and routes go with it.
 pub fn remove() -> Result<()> {
-    for link in left() {
-        // A node's end, and so this one, goes by itself a little after the node.
-        if let Err(error) = ip(&["link", "delete", &link])
-            && left().contains(&link)
-        {
-            return Err(error);
-        }
+    // With the namespace of the other end it goes by itself, a little later.
+    if is_connected()
+        && let Err(error) = ip(&["link", "delete", LINK])
+        && is_connected()
+    {
+        return Err(error);
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! A node: containerd, kubelet and kube-proxy in namespaces of their own.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use super::control_plane::ControlPlane;
 use super::namespace::{self, Namespace, Script};
 use super::pki::Pki;
 use super::{cgroups, control_plane, image, network};
@@ -48,14 +49,14 @@ pub struct Node {
 
 impl Node {
     /// Starts one. It is ready later.
-    pub fn start(parts: &Parts, number: u8, lock: &File, bound: bool) -> Result<Self> {
+    pub fn start(parts: &Parts, number: u8, control_plane: &ControlPlane, bound: bool) -> Result<Self> {
         let folder = parts.folder.join(name(number));
         // The whole of /var, for all that a node stores.
         fs::create_dir_all(folder.join("var/lib"))?;
         fs::create_dir_all(folder.join("var/log"))?;
         let script = script(parts, number, &folder)?;
-        let namespace = script.run(true, lock, bound)?;
-        network::connect(number, namespace.process())?;
+        let namespace = script.run(&control_plane.lock, bound)?;
+        network::connect_node(&control_plane.namespace, number, &namespace)?;
         Ok(Self { number, folder, namespace })
     }
 

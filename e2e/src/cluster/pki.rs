@@ -22,14 +22,14 @@ impl Pki {
         let pki = Self(folder);
         let authority = Authority::new("penstock-e2e")?;
         pki.put("ca.crt", &authority.pem())?;
-        let host = network::HOST.to_string();
+        let address = network::CONTROL_PLANE.to_string();
         let names = [
             "localhost",
             "kubernetes.default.svc",
             "kubernetes.default",
             "127.0.0.1",
             network::API_SERVICE,
-            &host,
+            &address,
         ];
         pki.sign(&authority, "kube-apiserver", None, &names)?;
         pki.sign(&authority, "front-proxy", None, &[])?;
@@ -97,7 +97,7 @@ fn write_kubeconfig(file: &Path, pki: &Path, user: &str) -> Result<()> {
         "kind": "Config",
         "current-context": "penstock",
         "clusters": [{"name": "penstock", "cluster": {
-            "server": format!("https://{}:6443", network::HOST),
+            "server": format!("https://{}:6443", network::CONTROL_PLANE),
             "certificate-authority": pki.join("ca.crt"),
         }}],
         "contexts": [{"name": "penstock", "context": {"cluster": "penstock", "user": user}}],

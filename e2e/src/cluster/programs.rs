@@ -67,12 +67,17 @@ const HELM: Module = Module {
 
 /// The folder with Kubernetes' programs, built if they are not there yet.
 pub fn kubernetes() -> Result<PathBuf> {
-    KUBERNETES.built()
+    KUBERNETES.built(|_| true)
+}
+
+/// The program kubectl, built if it is not there yet.
+pub fn kubectl() -> Result<PathBuf> {
+    Ok(KUBERNETES.built(|program| program == "kubectl")?.join("kubectl"))
 }
 
 /// The program helm, built if it is not there yet.
 pub fn helm() -> Result<PathBuf> {
-    Ok(HELM.built()?.join("helm"))
+    Ok(HELM.built(|_| true)?.join("helm"))
 }
 
 /// Kubernetes' version.
@@ -82,7 +87,7 @@ pub fn kubernetes_version() -> Result<&'static str> {
 
 /// Whether nothing has to be built to start a cluster.
 pub fn are_built() -> bool {
-    KUBERNETES.folder().is_ok_and(|folder| KUBERNETES.unbuilt(&folder).is_empty())
+    KUBERNETES.folder().is_ok_and(|folder| KUBERNETES.unbuilt(&folder, |_| true).is_empty())
 }
 
 impl Module {
@@ -99,19 +104,20 @@ impl Module {
         Ok(cache.join(format!("penstock/{}-{}", self.name, self.version()?.trim_start_matches('v'))))
     }
 
-    fn unbuilt(&self, folder: &Path) -> Vec<(&'static str, u32)> {
-        self.programs.iter().copied().filter(|(program, _)| !folder.join(program).exists()).collect()
+    fn unbuilt(&self, folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<(&'static str, u32)> {
+        let programs = self.programs.iter().copied();
+        programs.filter(|(program, _)| wanted(program) && !folder.join(program).exists()).collect()
     }
 
-    fn built(&self) -> Result<PathBuf> {
+    fn built(&self, wanted: impl Fn(&str) -> bool) -> Result<PathBuf> {
         let folder = self.folder()?;
-        if self.unbuilt(&folder).is_empty() {
+        if self.unbuilt(&folder, &wanted).is_empty() {
             return Ok(folder);
         }
         fs::create_dir_all(&folder)?;
         let lock = fs::File::create(folder.join(".lock"))?;
         flock(&lock, FlockOperation::LockExclusive)?;
-        for (program, seconds) in self.unbuilt(&folder) {
+        for (program, seconds) in self.unbuilt(&folder, &wanted) {
             self.build(program, seconds, &folder)?;
         }
         Ok(folder)
@@ -161,5 +167,29 @@ impl Module {
         };
         let names = self.version_names.iter().map(|(name, part)| format!(" -X {name}={}", value(part)));
         format!("-s -w{}", names.collect::<String>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_one_that_go_mod_requires() {
+        for module in [KUBERNETES, HELM] {
+            let version = module.version().unwrap();
+            let numbers: Vec<&str> = version.strip_prefix('v').unwrap().split('.').collect();
+            assert_eq!(numbers.len(), 3, "{version}");
+            assert!(numbers.iter().all(|number| number.parse::<u32>().is_ok()), "{version}");
+            assert!(module.folder().unwrap().ends_with(format!("{}-{}", module.name, &version[1..])));
+        }
+    }
+
+    #[test]
+    fn kubernetes_is_told_its_version_whole_and_in_parts() {
+        let flags = KUBERNETES.linker_flags("v1.34.2");
+        for part in ["gitVersion=v1.34.2", "gitMajor=1", "gitMinor=34"] {
+            assert!(flags.contains(&format!(" -X k8s.io/component-base/version.{part}")), "{flags}");
+        }
     }
 }
