@@ -94,7 +94,7 @@ fn log(format: LogFormat) {
     let lines = tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).init(),
     }
 }
 

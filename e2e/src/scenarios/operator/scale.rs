@@ -14,7 +14,8 @@ use crate::scenarios::load::Load;
 use crate::suite::Scenario;
 use crate::wait::until_async;
 
-const POINTS: u32 = 4;
+/// Points of a message.
+pub const POINTS: u32 = 4;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
