@@ -84,11 +84,7 @@ impl Manifest {
 
     /// Namespace and name of the pipeline: `default/plant`.
     pub fn pipeline_name(&self) -> String {
-        format!("{}/{}", self.namespace(), self.pipeline.name_any())
-    }
-
-    fn namespace(&self) -> String {
-        self.pipeline.namespace().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())
+        format!("{}/{}", namespace_of(&self.pipeline), self.pipeline.name_any())
     }
 
     /// The client id of a shard; `sessions: k` appends more.
@@ -98,11 +94,20 @@ impl Manifest {
 
     /// What all client ids of the pipeline begin with; also the group of its shared subscriptions.
     pub fn client_id_prefix(&self) -> String {
-        match &self.pipeline.spec.source.mqtt.client_id_prefix {
+        Self::client_id_prefix_of(&self.pipeline)
+    }
+
+    /// The same of a pipeline alone.
+    pub fn client_id_prefix_of(pipeline: &IngestPipeline) -> String {
+        match &pipeline.spec.source.mqtt.client_id_prefix {
             Some(prefix) => prefix.clone(),
-            None => format!("penstock-{}-{}", self.namespace(), self.pipeline.name_any()),
+            None => format!("penstock-{}-{}", namespace_of(pipeline), pipeline.name_any()),
         }
     }
+}
+
+fn namespace_of(pipeline: &IngestPipeline) -> String {
+    pipeline.namespace().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())
 }
 
 fn documents(text: &str) -> Result<(Vec<IngestPipeline>, Vec<TelemetryStore>), ManifestError> {

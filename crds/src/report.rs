@@ -131,6 +131,24 @@ pub struct Link {
     pub last_end: Option<Reason>,
 }
 
+impl Link {
+    /// Filters that the broker grants at QoS 1 or more now.
+    pub fn granted(&self) -> impl Iterator<Item = &String> {
+        let granted = self.subscriptions.iter().filter(|(_, grant)| matches!(grant, Some(Ok(1..))));
+        granted.filter(|_| self.connected).map(|(filter, _)| filter)
+    }
+
+    /// Whether a filter is granted now.
+    pub fn has(&self, filter: &str) -> bool {
+        self.connected && matches!(self.subscriptions.get(filter), Some(Some(Ok(1..))))
+    }
+
+    /// Whether it is connected and all that it asked for is granted.
+    pub fn is_whole(&self) -> bool {
+        self.connected && self.subscriptions.values().all(|grant| matches!(grant, Some(Ok(1..))))
+    }
+}
+
 /// What limits the throughput.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

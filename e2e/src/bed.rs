@@ -3,10 +3,13 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use sqlx::{Connection, PgConnection};
 
+use crate::cluster::Cluster;
+use crate::plant;
 use crate::publisher::{self, Outgoing};
 use crate::stack::mosquitto::{Mosquitto, Setup};
 use crate::stack::postgres::{self, Database, Postgres};
@@ -23,6 +26,8 @@ pub struct Stack {
     admin_url: String,
     /// A broker that is not ours, from MQTT_URL.
     pub external_broker: Option<String>,
+    /// With the operator; started when the first scenario asks for it.
+    cluster: Mutex<Option<Arc<Cluster>>>,
 }
 
 /// What a scenario faults, and must therefore have for itself.
@@ -34,6 +39,8 @@ pub struct Needs {
     pub server: bool,
     /// A server without TimescaleDB.
     pub plain: bool,
+    /// A Kubernetes cluster with the operator.
+    pub cluster: bool,
 }
 
 impl Stack {
@@ -56,7 +63,26 @@ impl Stack {
         let needs_root = external_broker.is_none() || external.is_none();
         let root = if needs_root { Some(install::root()?) } else { None };
         let run = format!("run-{}", std::process::id());
-        Ok(Self { root, run, server: None, admin_url: external.unwrap_or_default(), external_broker })
+        Ok(Self {
+            root,
+            run,
+            server: None,
+            admin_url: external.unwrap_or_default(),
+            external_broker,
+            cluster: Mutex::default(),
+        })
+    }
+
+    /// The cluster, started with the operator for the first that asks.
+    fn cluster(&self) -> Result<Arc<Cluster>> {
+        let mut cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cluster) = &*cluster {
+            return Ok(Arc::clone(cluster));
+        }
+        let started = Arc::new(Cluster::start(2)?);
+        plant::install(&started).with_context(|| started.logs())?;
+        *cluster = Some(Arc::clone(&started));
+        Ok(started)
     }
 
     /// Whether the database is DATABASE_URL's.
@@ -119,7 +145,8 @@ impl Stack {
             (None, Some(address)) => address.clone(),
             (None, None) => anyhow::bail!("no broker"),
         };
-        let bed = Bed { number, folder, broker, server, database, address, started: Vec::new() };
+        let cluster = if needs.cluster { Some(self.cluster()?) } else { None };
+        let bed = Bed { number, folder, broker, server, database, address, cluster, started: Vec::new() };
         write_secrets(&bed.secrets(), &bed.database)?;
         Ok(bed)
     }
@@ -150,10 +177,21 @@ pub struct Bed {
     pub database: Database,
     /// The broker's address.
     pub address: String,
+    cluster: Option<Arc<Cluster>>,
     started: Vec<PathBuf>,
 }
 
 impl Bed {
+    /// A number that no other bed has.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> Result<Arc<Cluster>> {
+        self.cluster.clone().context("the scenario did not say that it needs a cluster")
+    }
+
     /// The broker's process.
     pub fn broker(&mut self) -> Result<&mut Mosquitto> {
         self.broker.as_mut().context("the scenario did not say that it needs the broker")

@@ -5,12 +5,14 @@
 
 mod bed;
 mod bench;
+mod cluster;
 mod collector;
 mod compare;
 mod demo;
 mod fleet;
 mod listener;
 mod local;
+mod plant;
 mod proxy;
 mod publisher;
 mod report;
@@ -57,6 +59,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// A Kubernetes cluster of real parts. KUBECONFIG names one of your own instead.
+    Cluster {
+        #[command(subcommand)]
+        action: cluster::command::Action,
+    },
     /// A load, three faults, a live view, a comparison row by row, and a report.
     Demo,
     /// Run all tests, or those whose name holds the filter.
@@ -93,6 +100,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Down { wipe } => local::down(wipe),
         Command::Status => Ok(local::status()),
         Command::Psql { arguments } => local::psql(&arguments),
+        Command::Cluster { action } => cluster::command::run(action),
         Command::Demo => demo::run(),
         Command::Test { filter } => suite::run(filter.as_deref()),
         Command::Validate { step } => validate::run(step),

@@ -1,5 +1,6 @@
 //! A TCP proxy that cuts or freezes connections, also in the middle of a COPY or a COMMIT.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -34,7 +35,7 @@ pub enum Trigger {
 /// A running proxy.
 #[derive(Debug)]
 pub struct Proxy {
-    /// Its port on loopback.
+    /// Its port.
     pub port: u16,
     mode: watch::Sender<Mode>,
     trigger: watch::Sender<Option<(Trigger, Mode)>>,
@@ -71,7 +72,12 @@ impl Limit {
 impl Proxy {
     /// Starts a proxy before an address.
     pub async fn start(target: String) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), target).await
+    }
+
+    /// The same on another address of this machine.
+    pub async fn start_at(host: IpAddr, target: String) -> Result<Self> {
+        let listener = TcpListener::bind((host, 0)).await?;
         let port = listener.local_addr()?.port();
         let (mode, modes) = watch::channel(Mode::Pass);
         let trigger = watch::Sender::new(None);

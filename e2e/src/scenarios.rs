@@ -5,11 +5,13 @@ mod chart;
 mod crash;
 pub mod data;
 mod database;
+mod files;
 mod formats;
 mod handover;
 mod letters;
 mod limits;
 pub mod load;
+mod operator;
 mod poison;
 mod policies;
 mod sessions;
@@ -30,6 +32,7 @@ pub fn all() -> Vec<Scenario> {
         poison::all(),
         handover::all(),
         data::all(),
+        files::all(),
         formats::all(),
         store::all(),
         tls::all(),
@@ -41,6 +44,7 @@ pub fn all() -> Vec<Scenario> {
         policies::all(),
         tenants::all(),
         chart::all(),
+        operator::all(),
     ]
     .concat()
 }

@@ -1,9 +1,28 @@
 //! The Penstock operator: runs `IngestPipeline`s and `TelemetryStore`s on Kubernetes. It opens neither
 //! MQTT nor SQL, and reads no Secret.
+//!
+//! A reconcile is a straight line: [`resolve`] (may it be built?), [`plan`] (which shard owns which key),
+//! [`children`] (the objects as they should be), [`apply`], [`status`]. All but `apply` are pure. Beside
+//! it the [`poller`] asks the workers how they are.
 
+pub mod apply;
 pub mod assign;
+pub mod caches;
 pub mod children;
+pub mod conditions;
+pub mod context;
+pub mod ending;
+pub mod error;
+pub mod http;
 pub mod kinds;
+pub mod metrics;
 pub mod names;
+pub mod observe;
+pub mod pipeline;
 pub mod plan;
+pub mod poller;
+pub mod release;
 pub mod resolve;
+pub mod run;
+pub mod status;
+pub mod store;

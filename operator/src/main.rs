@@ -1,1 +1,142 @@
-fn main() {}
+//! The `penstock-operator` command.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use penstock_operator::http::{Pages, router};
+use penstock_operator::metrics::Metrics;
+use penstock_operator::release::release;
+use penstock_operator::resolve::Config;
+use penstock_operator::run::run;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+/// Runs IngestPipelines and TelemetryStores on Kubernetes.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Namespaces to work in, separated by commas; all, if not given.
+    #[arg(long, global = true, env = "PENSTOCK_NAMESPACES", value_delimiter = ',', num_args = 0..)]
+    namespaces: Vec<String>,
+    /// Format of log lines on standard error. RUST_LOG sets the level.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "PENSTOCK_LOG_FORMAT")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Reconcile until told to stop.
+    Run(Run),
+    /// Stop the operator and let its pipelines go, before it is uninstalled.
+    Release {
+        /// The operator's Deployment.
+        #[arg(long, env = "PENSTOCK_OPERATOR_DEPLOYMENT")]
+        deployment: String,
+        /// The operator's namespace.
+        #[arg(long, env = "POD_NAMESPACE")]
+        own_namespace: String,
+    },
+}
+
+#[derive(Args)]
+struct Run {
+    /// The workers' image, where a manifest names none.
+    #[arg(long, env = "PENSTOCK_WORKER_IMAGE")]
+    worker_image: String,
+    /// When it is pulled.
+    #[arg(long, env = "PENSTOCK_WORKER_PULL_POLICY", default_value = "IfNotPresent")]
+    worker_pull_policy: String,
+    /// Seconds that the deletion of a pipeline may take before its sessions are left behind.
+    #[arg(long, env = "PENSTOCK_RETIRE_DEADLINE", default_value_t = 600)]
+    retire_deadline: u64,
+    /// Where /livez, /readyz and /metrics listen.
+    #[arg(long, env = "PENSTOCK_HTTP", default_value = "0.0.0.0:8080")]
+    http: SocketAddr,
+}
+
+type Fault = Box<dyn std::error::Error + Send + Sync>;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log(cli.log_format);
+    let namespaces: Vec<String> =
+        cli.namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect();
+    let result = match cli.command {
+        Command::Run(options) => reconcile(options, namespaces).await,
+        Command::Release { deployment, own_namespace } => {
+            uninstall(&deployment, &own_namespace, &namespaces).await
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("penstock-operator: {fault}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log(format: LogFormat) {
+    let level = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
+}
+
+async fn reconcile(options: Run, namespaces: Vec<String>) -> Result<(), Fault> {
+    let client = kube::Client::try_default().await?;
+    let metrics = Metrics::new()?;
+    let config = Config {
+        worker_image: options.worker_image,
+        pull_policy: options.worker_pull_policy,
+        retire_deadline: options.retire_deadline,
+    };
+    let (stopping, stop) = tokio::sync::watch::channel(false);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stopping.send_replace(true);
+        std::future::pending::<()>().await;
+    });
+    let scopes: Vec<Option<String>> =
+        if namespaces.is_empty() { vec![None] } else { namespaces.into_iter().map(Some).collect() };
+    let ready: Vec<_> = scopes.iter().map(|_| Arc::new(AtomicBool::new(false))).collect();
+    let listener = tokio::net::TcpListener::bind(options.http)
+        .await
+        .map_err(|error| format!("--http {}: {error}", options.http))?;
+    tracing::info!(address = %listener.local_addr()?, "serving /livez, /readyz and /metrics");
+    let pages = Pages { metrics: metrics.clone(), ready: ready.clone() };
+    tokio::spawn(async move { axum::serve(listener, router(pages)).await });
+    let mut controllers = JoinSet::new();
+    for (scope, ready) in scopes.into_iter().zip(ready) {
+        controllers.spawn(run(client.clone(), config.clone(), scope, metrics.clone(), ready, stop.clone()));
+    }
+    while let Some(ended) = controllers.join_next().await {
+        ended?;
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn uninstall(deployment: &str, own_namespace: &str, namespaces: &[String]) -> Result<(), Fault> {
+    let client = kube::Client::try_default().await?;
+    Ok(release(&client, own_namespace, deployment, namespaces).await?)
+}

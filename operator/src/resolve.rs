@@ -132,11 +132,7 @@ pub fn pipeline(
 /// Whether the other has the same client ids at the same broker, and had them first.
 fn claims_before(other: &IngestPipeline, pipeline: &IngestPipeline) -> bool {
     let claim = |pipeline: &IngestPipeline| {
-        let mqtt = &pipeline.spec.source.mqtt;
-        let prefix = mqtt.client_id_prefix.clone().unwrap_or_else(|| {
-            format!("penstock-{}-{}", pipeline.namespace().unwrap_or_default(), pipeline.name_any())
-        });
-        (mqtt.url.clone(), prefix)
+        (pipeline.spec.source.mqtt.url.clone(), Manifest::client_id_prefix_of(pipeline))
     };
     let age = |pipeline: &IngestPipeline| {
         (pipeline.creation_timestamp(), pipeline.namespace(), pipeline.name_any())

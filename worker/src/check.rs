@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use penstock_crds::Manifest;
+use penstock_crds::report::StoreReport;
 use penstock_crds::store::TelemetryStoreSpec;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
@@ -98,7 +99,7 @@ pub async fn broker(settings: &Settings) -> Result<Value, Lost> {
         "subscriptions": subscriptions,
         "note": format!(
             "a message between {} bytes (maxPacketSize) and the largest packet becomes a dead letter; a larger one is discarded by the broker, unseen",
-            settings.rules.max_payload
+            settings.terms.decoder.rules().max_payload
         ),
     }))
 }
@@ -124,6 +125,7 @@ pub async fn outage(settings: &Settings, rate: Option<f64>, outage: Duration) ->
 /// Shared subscriptions are asked for plainly: a member that never acknowledges would take messages.
 fn plain_filters(settings: &Settings) -> Vec<String> {
     settings
+        .terms
         .work
         .subscriptions
         .iter()
@@ -153,12 +155,12 @@ fn window(options: &Options) -> Value {
 pub async fn database(
     settings: &Settings,
     store: &TelemetryStoreSpec,
-) -> Result<(schema::Report, Option<SchemaError>), SchemaError> {
+) -> Result<(StoreReport, Option<SchemaError>), SchemaError> {
     let mut connection = PgConnection::connect_with(&settings.access.database).await?;
     let mut report = schema::inspect(&mut connection).await?;
     let fault = schema::require(&mut connection).await.err();
     if fault.is_none() {
-        report.tell(policy::plan(&mut connection, store).await?);
+        schema::tell(&mut report, policy::plan(&mut connection, store).await?);
     }
     connection.close().await.ok();
     Ok((report, fault))

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use penstock_crds::topic::{Layout, Named};
@@ -182,7 +182,7 @@ pub struct Decoder {
     rules: Rules,
     /// Who may store; everybody, if not given.
     tenants: Option<BTreeSet<String>>,
-    births: Mutex<Births>,
+    births: Arc<Mutex<Births>>,
 }
 
 /// A message that is decoded: its text, and what the format needs to know of it.
@@ -202,7 +202,23 @@ const KINDS: [(&str, Decode); 3] =
 impl Decoder {
     /// A decoder for topics of this layout.
     pub fn new(layout: Layout, rules: Rules, tenants: Option<BTreeSet<String>>) -> Self {
-        Self { layout, rules, tenants, births: Mutex::default() }
+        Self { layout, rules, tenants, births: Arc::default() }
+    }
+
+    /// The same, with all that another knows of births, now and later.
+    #[must_use]
+    pub fn knowing(self, other: &Self) -> Self {
+        Self { births: Arc::clone(&other.births), ..self }
+    }
+
+    /// What a topic's levels mean.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// What is accepted.
+    pub fn rules(&self) -> Rules {
+        self.rules
     }
 
     /// What Sparkplug's births said. Before the first delivery it must hold what is stored.

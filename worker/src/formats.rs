@@ -4,32 +4,55 @@ use penstock_crds::pipeline::Subscription;
 
 use crate::decode::Reading;
 
+/// Filters of before that are remembered.
+const REMEMBERED: usize = 500;
+
 /// Readings by filter.
 #[derive(Debug)]
 pub struct Formats {
-    /// Filters with readings of their own; empty when all have the same.
     by_filter: Vec<(String, Reading)>,
-    otherwise: Reading,
+    /// The reading of all of them, where they have the same.
+    same: Option<Reading>,
 }
 
 impl Formats {
     /// The readings of the subscriptions.
     pub fn new(subscriptions: &[Subscription]) -> Self {
-        let readings: Vec<Reading> = subscriptions.iter().map(Reading::from).collect();
-        let otherwise = readings.first().cloned().unwrap_or(Reading::Auto);
-        if readings.iter().all(|reading| *reading == otherwise) {
-            return Self { by_filter: Vec::new(), otherwise };
-        }
-        let filters = subscriptions.iter().map(|subscription| unshared(&subscription.filter).to_owned());
-        Self { by_filter: filters.zip(readings).collect(), otherwise: Reading::Auto }
+        let filter = |subscription: &Subscription| unshared(&subscription.filter).to_owned();
+        let by_filter = subscriptions.iter().map(|subscription| (filter(subscription), subscription.into()));
+        Self::of_list(by_filter.collect())
+    }
+
+    fn of_list(by_filter: Vec<(String, Reading)>) -> Self {
+        let first = by_filter.first().map_or(&Reading::Auto, |(_, reading)| reading);
+        let same = by_filter.iter().all(|(_, reading)| reading == first).then(|| first.clone());
+        Self { by_filter, same }
+    }
+
+    /// These, and behind them the filters of before that are no longer here: the broker may still send
+    /// what it queued for them.
+    #[must_use]
+    pub fn after(mut self, before: &Self) -> Self {
+        let gone: Vec<_> = before
+            .by_filter
+            .iter()
+            .filter(|(filter, _)| !self.by_filter.iter().any(|(present, _)| present == filter))
+            .take(REMEMBERED)
+            .cloned()
+            .collect();
+        self.by_filter.extend(gone);
+        Self::of_list(self.by_filter)
     }
 
     /// The reading of a topic.
     pub fn of(&self, topic: &[u8]) -> &Reading {
+        if let Some(same) = &self.same {
+            return same;
+        }
         self.by_filter
             .iter()
             .find(|(filter, _)| matches(filter.as_bytes(), topic))
-            .map_or(&self.otherwise, |(_, reading)| reading)
+            .map_or(&Reading::Auto, |(_, reading)| reading)
     }
 }
 
@@ -90,5 +113,21 @@ mod tests {
         ]);
         assert_eq!(formats.of(b"a/b"), &Reading::InfluxLine(TimeUnit::Nanoseconds));
         assert_eq!(formats.of(b"b"), &Reading::SenMl);
+    }
+
+    #[test]
+    fn what_is_on_its_way_by_a_filter_that_is_gone_is_read_as_it_was() {
+        let subscription = |filter: &str, format| Subscription {
+            filter: filter.into(),
+            format,
+            time_field: None,
+            time_unit: None,
+            mapping: None,
+        };
+        let first = Formats::new(&[subscription("a/#", Format::SenMl)]);
+        let second = Formats::new(&[subscription("b/#", Format::V1)]).after(&first);
+        assert_eq!((second.of(b"a/x"), second.of(b"b/x")), (&Reading::SenMl, &Reading::V1));
+        let third = Formats::new(&[subscription("a/#", Format::Je02)]).after(&second);
+        assert_eq!((third.of(b"a/x"), third.of(b"b/x")), (&Reading::Je02, &Reading::V1));
     }
 }

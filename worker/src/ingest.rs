@@ -6,13 +6,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use crate::batch::Tally;
-use crate::decode::{Decoder, Micros, Reason};
+use crate::decode::{Micros, Reason};
 use crate::delivery::Delivery;
 use crate::draft::Draft;
-use crate::formats::Formats;
 use crate::mqtt::session::Shared;
 use crate::rebirth;
+use crate::settings::Terms;
 use crate::store::breaker::Breaker;
 use crate::store::dictionary::Dictionary;
 use crate::store::sqlstate::AttemptError;
@@ -43,18 +45,12 @@ pub struct Limits {
 pub struct Ingest {
     /// Shared with the session.
     pub shared: Arc<Shared>,
-    /// Decodes deliveries.
-    pub decoder: Arc<Decoder>,
-    /// How a topic's payloads are read.
-    pub formats: Formats,
+    /// How deliveries are read, and how large batches may be.
+    pub terms: watch::Receiver<Arc<Terms>>,
     /// Ids of devices and series.
     pub dictionary: Dictionary,
     /// Before every question to the database.
     pub breaker: Arc<Breaker>,
-    /// Size of a batch.
-    pub limits: Limits,
-    /// Whether to ask Sparkplug's edge nodes for their births.
-    pub asks_for_births: bool,
     /// One writer gathers at a time, so that batches are as large as they can be.
     pub turn: tokio::sync::Mutex<()>,
 }
@@ -105,14 +101,15 @@ impl Ingest {
                 }
                 continue;
             };
+            let Limits { max_rows, linger, .. } = self.terms.borrow().batch;
             let (window, waiting) = (lanes.window(), inbox.len());
             if window.is_full() || waiting >= window.half() {
                 return "window";
             }
-            if waiting >= self.limits.max_rows {
+            if waiting >= max_rows {
                 return "size";
             }
-            let due = oldest + self.limits.linger;
+            let due = oldest + linger;
             if Instant::now() >= due {
                 return "age";
             }
@@ -123,29 +120,36 @@ impl Ingest {
         }
     }
 
+    fn terms(&self) -> Arc<Terms> {
+        Arc::clone(&self.terms.borrow())
+    }
+
     fn gather(&self) -> Draft {
         let mut draft = Draft::default();
         let now = self.shared.clock.now();
-        while draft.rows() < self.limits.max_rows && draft.payload_bytes() < self.limits.max_bytes {
+        let terms = self.terms();
+        self.dictionary.allow(terms.max_series, terms.new_series_per_minute);
+        let Limits { max_rows, max_bytes, .. } = terms.batch;
+        while draft.rows() < max_rows && draft.payload_bytes() < max_bytes {
             let Some(delivery) = self.shared.inbox.pop() else { break };
-            self.add(&mut draft, delivery, now);
+            self.add(&mut draft, delivery, now, &terms);
         }
         let Shared { metrics, .. } = &*self.shared;
         metrics.sequence_gaps.inc_by(draft.gaps());
-        if self.asks_for_births {
+        if terms.asks_for_births {
             rebirth::ask(draft.asks(), self.shared.client().as_ref(), now, metrics);
         }
         draft
     }
 
-    fn add(&self, draft: &mut Draft, delivery: Delivery, now: Micros) {
-        let reading = self.formats.of(&delivery.topic);
+    fn add(&self, draft: &mut Draft, delivery: Delivery, now: Micros, terms: &Terms) {
+        let (reading, decoder) = (terms.formats.of(&delivery.topic), &terms.decoder);
         let Some(tracer) = &self.shared.tracer else {
-            return draft.add(delivery, now, &self.dictionary, |input| self.decoder.decode(reading, input));
+            return draft.add(delivery, now, &self.dictionary, |input| decoder.decode(reading, input));
         };
         let (taken, mut carried) = (Instant::now(), None);
         draft.add(delivery, now, &self.dictionary, |input| {
-            let (source, content) = self.decoder.decode(reading, input);
+            let (source, content) = decoder.decode(reading, input);
             carried = context::in_meta(&content);
             (source, content)
         });
@@ -164,8 +168,9 @@ impl Ingest {
         }
         let mut draft = Draft::default();
         let now = self.shared.clock.now();
+        let terms = self.terms();
         for delivery in others {
-            self.add(&mut draft, delivery, now);
+            self.add(&mut draft, delivery, now, &terms);
         }
         draft
     }

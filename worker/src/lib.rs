@@ -12,6 +12,7 @@ pub mod formats;
 pub mod http;
 pub mod inbox;
 pub mod ingest;
+pub mod jobs;
 pub mod logging;
 pub mod metrics;
 pub mod mqtt;

@@ -1,19 +1,18 @@
 //! The `penstock-worker` command.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use penstock_worker::dead_letters::command::DeadLetters;
-use penstock_worker::http::router;
-use penstock_worker::settings::{Access, Reload, Settings, Sources, Work};
+use penstock_worker::http::{Front, router};
+use penstock_worker::settings::{Access, Follow, Reload, Settings, Sources, Terms};
 use penstock_worker::shard::{Shard, Stop, WRITERS};
 use penstock_worker::store::lease::Me;
-use penstock_worker::store::{maintain, schema};
-use penstock_worker::{check, logging};
+use penstock_worker::{check, jobs, logging};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -58,11 +57,15 @@ enum Command {
     Migrate {
         #[command(flatten)]
         files: Files,
+        #[command(flatten)]
+        report: Report,
     },
     /// Apply the store's policies and remove what is older than its retention; to be run on a schedule.
     Maintain {
         #[command(flatten)]
         files: Files,
+        #[command(flatten)]
+        report: Report,
     },
     /// Validate a manifest.
     Check {
@@ -82,6 +85,8 @@ enum Command {
     Retire {
         #[command(flatten)]
         files: Files,
+        #[command(flatten)]
+        report: Report,
         #[command(flatten)]
         identity: Identity,
         /// Seconds of silence that mean empty, where this login may not publish.
@@ -114,6 +119,19 @@ struct Identity {
     /// Who this worker is across restarts; the pod's UID, or the machine's id.
     #[arg(long, env = "PENSTOCK_INSTANCE")]
     instance: Option<String>,
+}
+
+#[derive(Args)]
+struct Report {
+    /// Where to leave how it ended: JSON of at most 4,096 bytes, such as Kubernetes' /dev/termination-log.
+    #[arg(long = "report", value_name = "FILE", env = "PENSTOCK_REPORT")]
+    file: Option<PathBuf>,
+}
+
+impl Report {
+    fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
 }
 
 impl From<Files> for Sources {
@@ -162,13 +180,18 @@ async fn obey(command: Command, writers: &Handle) -> Result<(), Fault> {
         Command::Run { files, identity, http, handover } => {
             Box::pin(run(files.into(), identity.me(), http, Duration::from_secs(handover), writers)).await
         }
-        Command::Migrate { files } => migrate(&files.into()).await,
-        Command::Maintain { files } => maintain(&files.into()).await,
+        Command::Migrate { files, report } => {
+            Ok(jobs::reported(report.file(), jobs::migrate(&files.into())).await?)
+        }
+        Command::Maintain { files, report } => {
+            Ok(jobs::reported(report.file(), jobs::maintain(&files.into())).await?)
+        }
         Command::Check { files, connect, outage, rate } => {
             check(&files.into(), connect, Duration::from_secs(outage * 60), rate).await
         }
-        Command::Retire { files, identity, idle } => {
-            retire(&files.into(), identity.me(), idle.map(Duration::from_secs), writers).await
+        Command::Retire { files, report, identity, idle } => {
+            let (sources, idle) = (files.into(), idle.map(Duration::from_secs));
+            Ok(jobs::reported(report.file(), jobs::retire(&sources, identity.me(), idle, writers)).await?)
         }
         Command::DeadLetters(what) => Box::pin(what.run()).await,
     }
@@ -181,16 +204,32 @@ async fn run(
     handover: Duration,
     writers: &Handle,
 ) -> Result<(), Fault> {
-    let settings = sources.settings()?;
-    let (work, work_seen) = watch::channel(settings.work.clone());
-    let (access, access_seen) = watch::channel(settings.access.clone());
-    let credentials = Reload::new(sources.clone(), sources.manifest()?);
-    let shard = Shard::new(settings, access_seen, me, writers.clone())?;
     let listener =
         tokio::net::TcpListener::bind(http).await.map_err(|error| format!("--http {http}: {error}"))?;
     tracing::info!(address = %listener.local_addr()?, "serving /livez, /readyz, /metrics and /status");
-    let pages = router(Arc::new(shard.pages()));
+    let front = Arc::new(Front::default());
+    let pages = router(Arc::clone(&front));
     tokio::spawn(async move { axum::serve(listener, pages).await });
+    let stop = Stop { signal: signals()?, handover };
+    let settings = tokio::select! {
+        settings = good_files(&sources, &front) => settings,
+        () = stop.requested() => return Ok(()),
+    };
+    let (terms, terms_seen) = watch::channel(Arc::clone(&settings.terms));
+    let (access, access_seen) = watch::channel(settings.access.clone());
+    let credentials = Reload::new(sources.clone(), settings.manifest.clone());
+    let follow = Follow::new(sources, &settings.manifest);
+    let shard = Shard::new(settings, (access_seen, terms_seen), me, writers.clone())?;
+    front.show(shard.pages());
+    tokio::spawn(reload((follow, terms), (credentials, access), front));
+    shard.run(stop).await;
+    shard.close_traces().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Becomes true when the worker is to stop.
+fn signals() -> Result<watch::Receiver<bool>, Fault> {
     let (stopping, stop) = watch::channel(false);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {
@@ -202,61 +241,38 @@ async fn run(
         // Kept open: a closed channel would read as a signal.
         std::future::pending::<()>().await;
     });
-    tokio::spawn(reload(sources, work, credentials, access));
-    shard.run(work_seen, Stop { signal: stop, handover }).await;
-    shard.close_traces().await;
-    tracing::info!("stopped");
-    Ok(())
+    Ok(stop)
 }
 
-/// Takes over a changed plan, changed subscriptions and changed credentials; a wrong file changes nothing.
-async fn reload(
-    sources: Sources,
-    work: watch::Sender<Work>,
-    mut credentials: Reload,
-    access: watch::Sender<Access>,
-) {
-    let mut told = None;
+/// Waits until manifest, plan and secrets are good: in a cluster they may come after the pod.
+async fn good_files(sources: &Sources, front: &Front) -> Settings {
+    let mut told = String::new();
     loop {
-        tokio::time::sleep(RELOAD_EVERY).await;
-        credentials.look(&access);
-        match sources.work() {
-            Ok(next) => {
-                told = None;
-                work.send_if_modified(|current| {
-                    let changed = *current != next;
-                    if changed {
-                        *current = next;
-                    }
-                    changed
-                });
-            }
+        match sources.settings() {
+            Ok(settings) => return settings,
             Err(error) => {
-                let error = error.to_string();
-                if told.as_ref() != Some(&error) {
-                    tracing::error!(error, "keeping the last good plan");
-                    told = Some(error);
+                if told != error.to_string() {
+                    told = error.to_string();
+                    tracing::error!(reason = error.reason(), %error, "waiting for good files");
+                    front.faults(vec![(error.reason().to_owned(), told.clone())]);
                 }
             }
         }
+        tokio::time::sleep(RELOAD_EVERY).await;
     }
 }
 
-async fn migrate(sources: &Sources) -> Result<(), Fault> {
-    let store = sources.store()?;
-    let owner = sources.database(&store.spec.migration)?;
-    let worker = sources.database(&store.spec.database)?;
-    let report = schema::migrate(&owner, Some(worker.get_username()), &store.spec).await?;
-    println!("{}", serde_json::to_string_pretty(&report)?);
-    Ok(())
-}
-
-async fn maintain(sources: &Sources) -> Result<(), Fault> {
-    let store = sources.store()?;
-    let owner = sources.database(&store.spec.migration)?;
-    let maintained = maintain::maintain(&owner, &store.spec).await?;
-    println!("{}", serde_json::to_string_pretty(&maintained)?);
-    Ok(())
+/// Takes over what changes of manifest, plan and credentials; a wrong file changes nothing.
+async fn reload(
+    (mut follow, terms): (Follow, watch::Sender<Arc<Terms>>),
+    (mut credentials, access): (Reload, watch::Sender<Access>),
+    front: Arc<Front>,
+) {
+    loop {
+        tokio::time::sleep(RELOAD_EVERY).await;
+        let faults = [credentials.look(&access), follow.look(&terms)];
+        front.faults(faults.into_iter().flatten().collect());
+    }
 }
 
 async fn check(sources: &Sources, connect: bool, outage: Duration, rate: Option<f64>) -> Result<(), Fault> {
@@ -282,18 +298,5 @@ async fn check(sources: &Sources, connect: bool, outage: Duration, rate: Option<
 async fn ask_broker(settings: &Settings) -> Result<(), Fault> {
     let granted = check::broker(settings).await?;
     println!("broker: {}", serde_json::to_string_pretty(&granted)?);
-    Ok(())
-}
-
-async fn retire(sources: &Sources, me: Me, idle: Option<Duration>, writers: &Handle) -> Result<(), Fault> {
-    // An instance of its own, so that it is never mistaken for the worker of the same machine.
-    let me = Me { instance: format!("retire-{}", me.incarnation), ..me };
-    let settings = sources.settings()?;
-    let (_access, seen) = watch::channel(settings.access.clone());
-    let shard = Shard::new(settings, seen, me, writers.clone())?;
-    let proof = shard.retire(idle).await;
-    shard.close_traces().await;
-    let proof = proof?;
-    println!("retired: the session is drained ({proof:?}) and ended");
     Ok(())
 }

@@ -6,10 +6,12 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use penstock_crds::report::{Proof, RetireReport};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::mqtt::connection::Lost;
+use crate::mqtt::lanes::MAX_SESSIONS;
 use crate::mqtt::options::Options;
 use crate::mqtt::session::{End, Marker, Order};
 use crate::mqtt::visit;
@@ -31,9 +33,17 @@ pub(crate) fn marker(options: &Options) -> Marker {
     Marker { topic: format!("{RETIRE_TOPIC}{}", options.client_id), seen: watch::Sender::new(None) }
 }
 
+/// How long the database has at first.
+const DATABASE_PATIENCE: Duration = Duration::from_mins(1);
+/// Filters that are unsubscribed although nothing tells that they are subscribed.
+const MOST_UNKNOWN: usize = 1000;
+
 /// Why a shard was not retired. Running it again goes on where this ended.
 #[derive(Debug, thiserror::Error)]
 pub enum RetireError {
+    /// The database cannot be used.
+    #[error("the database: {0}")]
+    Database(String),
     /// Nothing is known of the lease.
     #[error("the lease: {0}")]
     Lease(#[from] LeaseError),
@@ -54,47 +64,74 @@ pub enum RetireError {
     },
 }
 
-/// What proved that the queue was empty.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Proof {
-    /// The marker arrived.
-    Marker,
-    /// Nothing arrived for the declared time.
-    Idle,
+impl RetireError {
+    /// A bounded word for why.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Database(_) | Self::Lease(LeaseError::Database(_) | LeaseError::Deadline) => {
+                "database_away"
+            }
+            Self::Lease(LeaseError::Superseded) | Self::Superseded => "superseded",
+            Self::Broker(lost) => lost.reason(),
+            Self::NoMarker { .. } => "no_marker",
+        }
+    }
 }
 
 impl Shard {
     /// Retires the shard. `idle`: how long silence means empty, where publishing is not permitted.
-    pub async fn retire(&self, idle: Option<Duration>) -> Result<Proof, RetireError> {
+    pub async fn retire(&self, idle: Option<Duration>) -> Result<RetireReport, RetireError> {
         let mut writers = JoinSet::new();
-        self.prepare(&mut writers).await;
+        tokio::time::timeout(DATABASE_PATIENCE, self.prepare(&mut writers))
+            .await
+            .map_err(|_| RetireError::Database(self.lease.explain()))?;
         let mut row = match lease::acquire(&self.pool, &self.key, &self.me, Purpose::Retire, false).await? {
             Acquired::Taken(row) => row,
             Acquired::NeedsPreflight | Acquired::Wait { .. } => return Err(RetireError::Superseded),
         };
-        // The sessions may have them although the row was lost.
-        let filters = self.settings.work.filters();
-        let sessions = self.settings.sessions.max(row.sessions.len());
-        for session in 0..sessions as u8 {
-            row.of(session).extend(filters.iter().cloned());
+        let sessions = self.settings.sessions.max(row.sessions.len()).min(MAX_SESSIONS) as u8;
+        let known = !row.existed.is_empty() || row.sessions.iter().any(|filters| !filters.is_empty());
+        // The sessions may have them although the row was lost; a long list is believed where there is one.
+        let filters = self.settings.terms.work.filters();
+        if !known || filters.len() <= MOST_UNKNOWN {
+            for session in 0..sessions {
+                row.of(session).extend(filters.iter().cloned());
+            }
         }
-        self.shared.lanes.use_up_to(sessions);
+        self.shared.lanes.use_up_to(sessions.into());
         let tenure = self.tenure(row);
-        let drained = async {
+        let ended = async {
+            if !known && !self.has_sessions(sessions).await? {
+                return Ok(Proof::NoSession);
+            }
             let mut proof = Proof::Marker;
-            for session in 0..sessions as u8 {
+            for session in 0..sessions {
                 proof = self.retire_session(session, &tenure, idle).await?;
             }
             Ok::<_, RetireError>(proof)
         };
         let proof = tokio::select! {
-            proof = drained => proof?,
+            proof = ended => proof?,
             _ = tenure.lost() => return Err(RetireError::Superseded),
             () = tenure.keep() => return Err(RetireError::Superseded),
             () = self.beat() => return Err(RetireError::Superseded),
         };
         lease::forget(&self.pool, &self.key, &self.me).await?;
-        Ok(proof)
+        let client_ids = (0..sessions).map(|session| self.broker().of_session(session).client_id).collect();
+        Ok(RetireReport { retired: true, proof, client_ids, cut: false })
+    }
+
+    /// Whether the broker has one of the sessions. Looking makes those that it does not have, so they are
+    /// ended again.
+    async fn has_sessions(&self, sessions: u8) -> Result<bool, RetireError> {
+        for session in 0..sessions {
+            let options = self.broker().of_session(session);
+            if visit::log_in(&options).await?.session_present {
+                return Ok(true);
+            }
+            visit::end_session(&options).await?;
+        }
+        Ok(false)
     }
 
     /// Drains one of the shard's sessions and ends it.

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use penstock_crds::report::PlanStatus;
 use sqlx::PgPool;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::DatabaseClock;
-use crate::decode::Decoder;
-use crate::formats::Formats;
 use crate::http::{Pages, Pulse};
 use crate::inbox::Inbox;
 use crate::ingest::Ingest;
@@ -24,7 +23,7 @@ use crate::mqtt::session::{End, Marker, Session, Shared};
 use crate::mqtt::visit;
 use crate::retire::RETIRE_TOPIC;
 use crate::sessions::Sessions;
-use crate::settings::{Access, Settings, Work};
+use crate::settings::{Access, Settings, Terms};
 use crate::stopwatch::Occupied;
 use crate::store::breaker::Breaker;
 use crate::store::dictionary::Dictionary;
@@ -67,9 +66,10 @@ pub struct Shard {
     reserve: PgPool,
     /// How to reach broker and database now.
     pub(crate) access: watch::Receiver<Access>,
-    lease: Arc<LeaseView>,
+    /// What is followed now.
+    terms: watch::Receiver<Arc<Terms>>,
+    pub(crate) lease: Arc<LeaseView>,
     pulse: Arc<Pulse>,
-    decoder: Arc<Decoder>,
     pub(crate) key: LeaseKey,
     pub(crate) me: Me,
     /// Where the writers run.
@@ -96,7 +96,7 @@ impl Shard {
     /// Puts the parts together; nothing is connected yet.
     pub fn new(
         settings: Settings,
-        access: watch::Receiver<Access>,
+        (access, terms): (watch::Receiver<Access>, watch::Receiver<Arc<Terms>>),
         me: Me,
         writers: Handle,
     ) -> Result<Self, AssemblyError> {
@@ -124,10 +124,10 @@ impl Shard {
             pool: connection::pool(database.clone()),
             reserve: connection::reserve(database),
             access,
+            terms,
             breaker: Arc::new(Breaker::new(metrics.breaker.clone())),
             key: settings.lease_key(),
             pulse: Arc::new(Pulse::default()),
-            decoder: Arc::new(settings.decoder()),
             settings,
             shared,
             lease,
@@ -145,14 +145,14 @@ impl Shard {
             reserve: self.reserve.clone(),
             lease: Arc::clone(&self.lease),
             pulse: Arc::clone(&self.pulse),
-            limits: self.settings.readiness,
+            terms: self.terms.clone(),
         }
     }
 
-    /// Runs the shard until it is told to stop. `work` changes when the plan does.
-    pub async fn run(&self, work: watch::Receiver<Work>, stop: Stop) {
+    /// Runs the shard until it is told to stop.
+    pub async fn run(&self, stop: Stop) {
         tokio::select! {
-            () = self.consume(work, stop) => {}
+            () = self.consume(stop) => {}
             () = self.renew_pools() => {}
         }
     }
@@ -169,13 +169,13 @@ impl Shard {
         std::future::pending::<()>().await;
     }
 
-    async fn consume(&self, work: watch::Receiver<Work>, stop: Stop) {
+    async fn consume(&self, stop: Stop) {
         let mut writers = JoinSet::new();
         tokio::select! {
             () = stop.requested() => return,
             () = self.prepare(&mut writers) => {}
         }
-        let life = self.live(work, stop.clone());
+        let life = self.live(stop.clone());
         let overdue = async {
             stop.requested().await;
             tokio::time::sleep(stop.handover + GRACE).await;
@@ -205,8 +205,7 @@ impl Shard {
 
     /// Waits for a database with a schema, reads the dictionary, and starts the writers.
     pub async fn prepare(&self, writers: &mut JoinSet<()>) {
-        let dictionary = Dictionary::new(self.pool.clone(), self.settings.max_series)
-            .with_rate(self.settings.new_series_per_minute);
+        let dictionary = Dictionary::new(self.pool.clone(), self.settings.terms.max_series);
         let mut told = String::new();
         loop {
             self.pulse.beat();
@@ -225,12 +224,9 @@ impl Shard {
         self.shared.metrics.series_cached.set(dictionary.cached() as i64);
         let ingest = Arc::new(Ingest {
             shared: Arc::clone(&self.shared),
-            decoder: Arc::clone(&self.decoder),
-            formats: Formats::new(&self.settings.work.subscriptions),
+            terms: self.terms.clone(),
             dictionary,
             breaker: Arc::clone(&self.breaker),
-            limits: self.settings.batch,
-            asks_for_births: self.settings.asks_for_births,
             turn: tokio::sync::Mutex::default(),
         });
         let turn = Arc::default();
@@ -253,7 +249,7 @@ impl Shard {
             schema::require(&mut connection).await?;
             self.shared.clock.observe(transaction::clock(&mut *connection).await?);
             dictionary.warm(&mut connection).await?;
-            births::teach(&self.decoder, &mut connection).await?;
+            births::teach(&self.settings.terms.decoder, &mut connection).await?;
             connection.give_back();
             Ok(())
         };
@@ -267,14 +263,14 @@ impl Shard {
         let acquired = lease::acquire(&self.pool, &self.key, &self.me, purpose, superseded).await?;
         if matches!(acquired, Acquired::Taken(_)) {
             let mut connection = connection::borrow(&self.pool).await?;
-            births::teach(&self.decoder, &mut connection).await?;
+            births::teach(&self.settings.terms.decoder, &mut connection).await?;
             connection.give_back();
         }
         Ok(acquired)
     }
 
     /// Takes the lease whenever the rules allow, and consumes while it is held.
-    async fn live(&self, work: watch::Receiver<Work>, stop: Stop) {
+    async fn live(&self, stop: Stop) {
         let (mut preflight, mut superseded) = (false, false);
         loop {
             self.pulse.beat();
@@ -288,7 +284,7 @@ impl Shard {
                 Ok(Acquired::Taken(row)) => {
                     tracing::info!(shard = self.key.0, instance = self.me.instance, "took the shard's lease");
                     let tenure = self.tenure(row);
-                    match self.serve(&tenure, work.clone(), &stop).await {
+                    match self.serve(&tenure, &stop).await {
                         End::Settled => return,
                         End::Superseded => {
                             superseded = true;
@@ -339,9 +335,10 @@ impl Shard {
         }
     }
 
-    async fn serve(&self, tenure: &Tenure, mut work: watch::Receiver<Work>, stop: &Stop) -> End {
+    async fn serve(&self, tenure: &Tenure, stop: &Stop) -> End {
         let known = tenure.plan_generation();
-        let first = work.borrow_and_update().clone();
+        let mut terms = self.terms.clone();
+        let first = terms.borrow_and_update().work.clone();
         let filters = if first.generation < known {
             tracing::warn!(
                 generation = first.generation,
@@ -349,16 +346,21 @@ impl Shard {
                 "the plan is older than one followed before; keeping its filters"
             );
             let kept: BTreeSet<String> = tenure.filters_by_session().into_iter().flatten().collect();
+            tenure.show_plan(PlanStatus { generation: known, keys: None });
             kept.into_iter().filter(|filter| !filter.starts_with(RETIRE_TOPIC)).collect()
         } else {
+            tenure.show_plan(first.status());
             first.filters()
         };
         let sessions = Sessions::open(self, tenure, &filters);
         let follow_plan = async {
             tenure.follows(first.generation).await;
-            let mut followed = known.max(first.generation);
-            while work.changed().await.is_ok() {
-                let next = work.borrow_and_update().clone();
+            let (mut followed, mut last) = (known.max(first.generation), first);
+            while terms.changed().await.is_ok() {
+                let next = terms.borrow_and_update().work.clone();
+                if next == last {
+                    continue;
+                }
                 if next.generation < followed {
                     tracing::warn!(generation = next.generation, followed, "ignoring an older plan");
                     continue;
@@ -370,7 +372,9 @@ impl Shard {
                     "following a new plan"
                 );
                 sessions.consume(tenure, &next.filters());
+                tenure.show_plan(next.status());
                 tenure.follows(followed).await;
+                last = next;
             }
             std::future::pending::<()>().await;
         };
@@ -416,7 +420,7 @@ impl Shard {
         Session {
             lane,
             access: self.access.clone(),
-            layout: self.settings.layout.clone(),
+            terms: self.terms.clone(),
             marker,
             asks_for_drops: AtomicBool::new(true),
             shared: Arc::clone(&self.shared),
@@ -444,6 +448,7 @@ impl Shard {
             full: lanes.iter().map(|lane| lane.acks.full_for(at)).collect(),
             committing: self.shared.committing.total(at),
             busy: [session.worker_total_busy_duration(0), busy_writers / writers.num_workers().max(1) as u32],
+            committed: self.shared.metrics.committed.get(),
             commits: commits.get_sample_count(),
             commit_seconds: commits.get_sample_sum(),
             window: lanes.iter().map(|lane| lane.acks.window().observed).max().unwrap_or_default(),

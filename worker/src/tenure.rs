@@ -1,9 +1,9 @@
 //! A held lease: renewed in the background, and asked before anything that only its holder may do.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use penstock_crds::report::{LeaseStatus, PlanStatus};
 use sqlx::PgPool;
 use tokio::sync::watch;
 
@@ -28,12 +28,11 @@ pub struct LeaseView {
     state: Mutex<View>,
 }
 
-#[derive(Debug, Default, Clone, serde::Serialize)]
+#[derive(Debug, Default)]
 struct View {
-    held: bool,
-    why: String,
-    plan_generation: i64,
-    filters: BTreeSet<String>,
+    lease: LeaseStatus,
+    /// The plan that is followed, while the lease is held.
+    plan: Option<PlanStatus>,
 }
 
 impl LeaseView {
@@ -43,24 +42,32 @@ impl LeaseView {
 
     /// Whether this worker runs the shard.
     pub fn is_held(&self) -> bool {
-        self.state().held
+        self.state().lease.held
     }
 
     /// Why it does not.
     pub fn explain(&self) -> String {
-        self.state().why.clone()
+        self.state().lease.why.clone()
     }
 
     /// For `/status`.
-    pub fn to_json(&self) -> serde_json::Value {
-        serde_json::to_value(&*self.state()).unwrap_or_default()
+    pub fn status(&self) -> (LeaseStatus, Option<PlanStatus>) {
+        let state = self.state();
+        (state.lease.clone(), state.plan.clone())
+    }
+
+    /// Shows which plan is followed.
+    pub fn following(&self, plan: PlanStatus) {
+        let mut state = self.state();
+        state.plan = Some(plan).filter(|_| state.lease.held);
     }
 
     /// Shows why the lease is not held.
     pub fn waiting(&self, why: String) {
         let mut state = self.state();
-        state.held = false;
-        state.why = why;
+        state.lease.held = false;
+        state.lease.why = why;
+        state.plan = None;
     }
 }
 
@@ -90,7 +97,7 @@ impl Tenure {
     /// A lease that was acquired.
     pub fn new(pool: PgPool, key: LeaseKey, me: Me, row: LeaseRow, view: Arc<LeaseView>) -> Self {
         {
-            let mut state = view.state();
+            let state = &mut view.state().lease;
             state.held = true;
             state.why.clear();
             state.plan_generation = row.plan_generation;
@@ -242,14 +249,19 @@ impl Tenure {
     pub async fn follows(&self, generation: i64) {
         let noted = lease::set_generation(&self.pool, &self.key, &self.me, generation).await;
         if let Ok(true) = self.note(noted) {
-            let mut state = self.view.state();
+            let state = &mut self.view.state().lease;
             state.plan_generation = state.plan_generation.max(generation);
         }
     }
 
+    /// Shows which plan is followed.
+    pub fn show_plan(&self, plan: PlanStatus) {
+        self.view.following(plan);
+    }
+
     fn show_filters(&self) {
         let filters = self.row().sessions.iter().flatten().cloned().collect();
-        self.view.state().filters = filters;
+        self.view.state().lease.filters = filters;
     }
 
     /// Whether the broker should have the session.

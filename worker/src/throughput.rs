@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use penstock_crds::report::Limit;
+
 /// Over how long a share is taken.
 const SPAN: Duration = Duration::from_secs(10);
 /// Most looks within it.
@@ -21,36 +23,6 @@ const SMALL_WINDOW: usize = 64;
 /// A commit of such a batch takes longer only where the database is slow.
 const SLOW_COMMIT: Duration = Duration::from_millis(100);
 
-/// What limits the throughput.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Limit {
-    /// The broker sends nothing more before it gets an acknowledgement.
-    BrokerWindow,
-    /// The database takes no more.
-    Database,
-    /// This process has no more processor time.
-    Cpu,
-    /// Nothing: what is published is stored as it comes.
-    #[default]
-    Nothing,
-}
-
-impl Limit {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::BrokerWindow, Self::Database, Self::Cpu, Self::Nothing];
-
-    /// The word for it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::BrokerWindow => "brokerWindow",
-            Self::Database => "database",
-            Self::Cpu => "cpu",
-            Self::Nothing => "nothing",
-        }
-    }
-}
-
 /// Counters at one moment; all but `window` and `fill` only rise.
 #[derive(Debug, Clone)]
 pub struct Look {
@@ -62,6 +34,8 @@ pub struct Look {
     pub committing: Duration,
     /// For how long the session's thread, and a writer's on average, have been busy.
     pub busy: [Duration; 2],
+    /// Deliveries committed.
+    pub committed: u64,
     /// Batches committed.
     pub commits: u64,
     /// What they took together.
@@ -81,6 +55,8 @@ pub struct Recent {
     pub committing: f64,
     /// The busiest thread was busy.
     pub busy: f64,
+    /// Deliveries committed in a second.
+    pub rate: f64,
     /// What a commit took on average; none without one.
     pub commit: Option<Duration>,
     /// The largest window observed of a session.
@@ -102,6 +78,7 @@ impl Recent {
             full: full.fold(0.0, f64::max),
             committing: share(earlier.committing, later.committing),
             busy: busy.fold(0.0, f64::max),
+            rate: later.committed.saturating_sub(earlier.committed) as f64 / span,
             commit: (commits > 0).then(|| Duration::from_secs_f64(seconds / commits as f64)),
             window: later.window,
             fill: later.fill,
@@ -196,6 +173,7 @@ mod tests {
             full: vec![100 * MS],
             committing: 50 * MS,
             busy: [Duration::ZERO, 500 * MS],
+            committed: 1000,
             commits: 10,
             commit_seconds: 1.0,
             window: 0,
@@ -206,6 +184,7 @@ mod tests {
             full: vec![200 * MS, 600 * MS],
             committing: 950 * MS,
             busy: [250 * MS, 600 * MS],
+            committed: 3000,
             commits: 110,
             commit_seconds: 1.5,
             window: 20,
@@ -215,8 +194,15 @@ mod tests {
         throughput.observe(first);
         assert_eq!(throughput.recent(), Recent::default());
         throughput.observe(last);
-        let expected =
-            Recent { full: 0.6, committing: 0.9, busy: 0.25, commit: Some(5 * MS), window: 20, fill: 0.1 };
+        let expected = Recent {
+            full: 0.6,
+            committing: 0.9,
+            busy: 0.25,
+            rate: 2000.0,
+            commit: Some(5 * MS),
+            window: 20,
+            fill: 0.1,
+        };
         assert_eq!(throughput.recent(), expected);
     }
 
@@ -230,6 +216,7 @@ mod tests {
                 full: vec![second.min(30) * 1000 * MS],
                 committing: Duration::ZERO,
                 busy: [Duration::ZERO; 2],
+                committed: 0,
                 commits: 0,
                 commit_seconds: 0.0,
                 window: 0,

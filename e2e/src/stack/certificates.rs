@@ -33,8 +33,17 @@ impl Authority {
 
     /// A certificate for a host or a user of this name.
     pub fn sign(&self, name: &str) -> Result<Certificate> {
-        let mut params = CertificateParams::new([name.to_owned()])?;
-        params.distinguished_name.push(DnType::CommonName, name);
+        self.sign_as(name, None, &[name])
+    }
+
+    /// A certificate for a user, in a group if one is given, that is also good for these hosts.
+    pub fn sign_as(&self, user: &str, group: Option<&str>, hosts: &[&str]) -> Result<Certificate> {
+        let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
+        let mut params = CertificateParams::new(hosts)?;
+        params.distinguished_name.push(DnType::CommonName, user);
+        if let Some(group) = group {
+            params.distinguished_name.push(DnType::OrganizationName, group);
+        }
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate()?;

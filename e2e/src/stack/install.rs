@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+
+use super::process::output;
 
 /// The Debian release, and the root's folder.
 pub const SUITE: &str = "trixie";
@@ -51,11 +53,7 @@ fn install(root: &Path) -> Result<()> {
     );
     if Command::new("debootstrap").arg("--version").output().is_err() {
         eprintln!("Installing the Debian package debootstrap on this machine");
-        let installed = run("apt-get", &["install", "-y", "debootstrap"]);
-        if installed.is_err() {
-            run("apt-get", &["update"])?;
-            run("apt-get", &["install", "-y", "debootstrap"])?;
-        }
+        packages(None, &["debootstrap"])?;
     }
     let fresh = root.with_extension("partial");
     if fresh.exists() {
@@ -88,12 +86,27 @@ fn install(root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(program).args(arguments).env("DEBIAN_FRONTEND", "noninteractive").output()?;
-    if !output.status.success() {
-        bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+/// Installs Debian packages inside a root, or on this machine.
+pub fn packages(root: Option<&Path>, names: &[&str]) -> Result<()> {
+    let install = [&["install", "-y", "--no-install-recommends"], names].concat();
+    if apt_get(root, &install).is_err() {
+        // What it knows of the mirror may be old, or nothing yet.
+        apt_get(root, &["update"])?;
+        apt_get(root, &install)?;
     }
     Ok(())
+}
+
+fn apt_get(root: Option<&Path>, arguments: &[&str]) -> Result<()> {
+    let mut command = match root {
+        Some(root) => {
+            let mut command = Command::new("chroot");
+            command.arg(root).arg("apt-get");
+            command
+        }
+        None => Command::new("apt-get"),
+    };
+    output(command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive")).map(drop)
 }
 
 /// The Debian mirror that this machine uses itself, if it can be told.

@@ -23,6 +23,13 @@ static SPAWNER: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
     Mutex::new(jobs)
 });
 
+/// Starts a command so that a death signal that it asks for comes when this whole process ends.
+pub fn spawn(command: Command) -> Result<Child> {
+    let (answer, started) = channel();
+    SPAWNER.lock().unwrap_or_else(PoisonError::into_inner).send((command, answer))?;
+    Ok(started.recv()??)
+}
+
 /// A running program, ended when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -72,9 +79,7 @@ impl Process {
         let output =
             File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let (answer, started) = channel();
-        SPAWNER.lock().unwrap_or_else(PoisonError::into_inner).send((command, answer))?;
-        let child = started.recv()?.with_context(|| format!("starting {name}"))?;
+        let child = spawn(command).with_context(|| format!("starting {name}"))?;
         Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
     }
 
@@ -150,14 +155,22 @@ impl Drop for Process {
 
 /// Runs a program in the root to its end.
 pub fn run_in(root: &Path, arguments: &[&str]) -> Result<String> {
-    let output = Command::new("chroot").arg(root).args(arguments).output()?;
+    output(Command::new("chroot").arg(root).args(arguments))
+}
+
+/// Runs a program to its end. Returns what it prints; an error has what it says besides.
+pub fn output(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("starting {program}"))?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
+        let arguments = command.get_args().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>();
         bail!(
-            "{}: {}{}",
+            "{program} {}: {}{}",
             arguments.join(" "),
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
+            printed,
+            String::from_utf8_lossy(&output.stderr).trim_end()
         );
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(printed)
 }

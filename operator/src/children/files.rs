@@ -12,7 +12,8 @@ use crate::resolve::Resolved;
 
 /// Key of the plan.
 pub const PLAN: &str = "plan.json";
-const MANIFEST: &str = "manifest.yaml";
+/// Key of the manifest.
+pub const MANIFEST: &str = "manifest.yaml";
 const SHARD_PLAN: &str = "plan.yaml";
 
 /// Name of the plan's ConfigMap.

@@ -1,6 +1,6 @@
 //! What the shards of a pipeline have in common.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Owner, Wanted};
 use crate::kinds::Kind;
@@ -11,17 +11,9 @@ use crate::resolve::Resolved;
 pub fn all(owner: &Owner, resolved: &Resolved) -> Vec<Wanted> {
     let labels = names::of_pipeline(&owner.name, "worker");
     let selector = names::worker_selector(&owner.name);
-    let account = |suffix: &str| names::child(&owner.name, suffix);
-    // A worker never talks to Kubernetes.
-    let nobody = json!({"automountServiceAccountToken": false});
     let mut all = vec![
-        owner.child(Kind::ServiceAccount, account("worker"), &labels, nobody.clone()),
-        owner.free(
-            Kind::ServiceAccount,
-            account("retire"),
-            &names::of_pipeline(&owner.name, "retire"),
-            nobody,
-        ),
+        owner.child(Kind::ServiceAccount, names::child(&owner.name, "worker"), &labels, nobody()),
+        retire_account(owner),
         owner.child(
             Kind::Service,
             names::child(&owner.name, "metrics"),
@@ -57,4 +49,15 @@ pub fn all(owner: &Owner, resolved: &Resolved) -> Vec<Wanted> {
         ));
     }
     all
+}
+
+/// The ServiceAccount of retire Jobs. It outlives the pipeline.
+pub fn retire_account(owner: &Owner) -> Wanted {
+    let labels = names::of_pipeline(&owner.name, "retire");
+    owner.free(Kind::ServiceAccount, names::child(&owner.name, "retire"), &labels, nobody())
+}
+
+/// A worker never talks to Kubernetes.
+fn nobody() -> Value {
+    json!({"automountServiceAccountToken": false})
 }

@@ -14,10 +14,9 @@ use tokio::sync::{Semaphore, watch};
 
 use super::verdict::Verdict;
 use crate::batch::Outcome;
-use crate::decode::{self, Decoder, Micros, Reject};
+use crate::decode::{self, Micros, Reject};
 use crate::delivery::{Delivery, InHand};
 use crate::draft::Draft;
-use crate::formats::Formats;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::store::births;
@@ -82,8 +81,6 @@ type MessageKey = (String, Digest);
 #[derive(Debug)]
 pub struct Replay {
     settings: Settings,
-    decoder: Decoder,
-    formats: Formats,
     dictionary: Dictionary,
     breaker: Arc<Breaker>,
     writer: Writer,
@@ -102,9 +99,7 @@ impl Replay {
         let breaker = Arc::new(Breaker::new(metrics.breaker.clone()));
         let pool = connection::pool(settings.access.database.clone());
         Ok(Self {
-            decoder: settings.decoder(),
-            formats: Formats::new(&settings.work.subscriptions),
-            dictionary: Dictionary::new(pool, settings.max_series),
+            dictionary: Dictionary::new(pool, settings.terms.max_series),
             writer: Writer::new(
                 watch::channel(settings.access.clone()).1,
                 Arc::clone(&settings.pipeline),
@@ -132,7 +127,7 @@ impl Replay {
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), ReplayError> {
         // Data that came before its birth is named by what is known now.
-        births::teach(&self.decoder, connection).await?;
+        births::teach(&self.settings.terms.decoder, connection).await?;
         let filter = Filter { open: Some(true), ..filter.clone() };
         let (mut after, mut looked_at) = (None, 0);
         loop {
@@ -177,7 +172,7 @@ impl Replay {
             let Some(message) = messages.remove(key) else { continue };
             bytes += message.open.first().map_or(0, |letter| letter.payload_bytes as usize);
             waiting.push((key, message));
-            if bytes >= self.settings.batch.max_bytes {
+            if bytes >= self.settings.terms.batch.max_bytes {
                 self.commit(connection, std::mem::take(&mut waiting), told).await?;
                 bytes = 0;
             }
@@ -206,11 +201,11 @@ impl Replay {
             }
             letters.push(message.open);
             let delivery = self.delivery(topic, payload, message.received_at)?;
-            let reading = self.formats.of(topic.as_bytes());
+            let reading = self.settings.terms.formats.of(topic.as_bytes());
             draft.add(delivery, message.received_at, &self.dictionary, |input| {
-                self.decoder.decode(reading, input)
+                self.settings.terms.decoder.decode(reading, input)
             });
-            if draft.rows() >= self.settings.batch.max_rows {
+            if draft.rows() >= self.settings.terms.batch.max_rows {
                 self.store(std::mem::take(&mut draft), std::mem::take(&mut letters), told).await?;
             }
         }
@@ -225,7 +220,7 @@ impl Replay {
             lane: 0,
             epoch: 0,
             seq: None,
-            tenant: decode::tenant(&self.settings.layout, topic.as_bytes()).map(Into::into),
+            tenant: decode::tenant(self.settings.terms.decoder.layout(), topic.as_bytes()).map(Into::into),
             topic: Bytes::copy_from_slice(topic.as_bytes()),
             payload: Bytes::copy_from_slice(payload),
             dup: true,

@@ -1,40 +1,17 @@
 //! The sessions of a shard as the rest of the worker sees them. All fill one inbox; each has
 //! acknowledgements and a connection of its own.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use penstock_crds::report::Link;
 
 use super::acks::{Acks, Window};
 use crate::delivery::Delivery;
 
 /// Most sessions of a shard.
 pub const MAX_SESSIONS: usize = 64;
-
-/// The link of one session to the broker, for readiness and status.
-#[derive(Debug, Clone, Default, serde::Serialize)]
-pub struct Link {
-    /// CONNACK received, connection open.
-    pub connected: bool,
-    /// Whether the broker had the session at the last connect.
-    pub session_present: Option<bool>,
-    /// For each filter the granted QoS, or the refusal; `None` until SUBACK.
-    pub subscriptions: BTreeMap<String, Option<Result<u8, String>>>,
-    /// Why the last connection ended: the reason's word, and for a person.
-    pub last_end: Option<(&'static str, String)>,
-}
-
-impl Link {
-    /// Whether it is connected and all that it asked for is granted at QoS 1.
-    pub fn is_whole(&self) -> bool {
-        self.connected && self.subscriptions.values().all(|grant| matches!(grant, Some(Ok(1..))))
-    }
-
-    fn has(&self, filter: &str) -> bool {
-        self.connected && matches!(self.subscriptions.get(filter), Some(Some(Ok(1..))))
-    }
-}
 
 /// One session.
 #[derive(Debug, Default)]

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use penstock_crds::topic::Layout;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 
@@ -19,7 +18,7 @@ use crate::decode;
 use crate::delivery::{Delivery, InHand};
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
-use crate::settings::Access;
+use crate::settings::{Access, Terms};
 use crate::stopwatch::Occupied;
 use crate::tenure::Tenure;
 use crate::throughput::Throughput;
@@ -115,7 +114,7 @@ pub struct Session {
     /// How to reach the broker now.
     pub access: watch::Receiver<Access>,
     /// Finds a delivery's tenant.
-    pub layout: Layout,
+    pub terms: watch::Receiver<Arc<Terms>>,
     /// Set to watch for the message that ends the queue of a retiring shard.
     pub marker: Option<Marker>,
     /// Whether the broker may be asked what it dropped: not if it ended the connection for that, or refused.
@@ -188,7 +187,7 @@ impl Session {
             let mut link = self.lane().link();
             link.connected = false;
             if let Some(lost) = lost {
-                link.last_end = Some((lost.reason(), lost.to_string()));
+                link.last_end = Some((lost.reason().to_owned(), lost.to_string()));
                 self.shared.metrics.disconnects.with_label_values(&[lost.reason()]).inc();
             }
         }
@@ -522,7 +521,7 @@ impl Serving<'_> {
             lane: session.lane,
             epoch: *epoch,
             seq,
-            tenant: decode::tenant(&session.layout, &publish.topic).map(Into::into),
+            tenant: decode::tenant(session.terms.borrow().decoder.layout(), &publish.topic).map(Into::into),
             topic: publish.topic,
             payload: publish.payload,
             compression: publish.compression,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use penstock_crds::Manifest;
 use penstock_crds::pipeline::{self, Tls};
 use penstock_crds::reference::KeyRef;
+use penstock_crds::report::Reason;
 use penstock_crds::store::Database;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -50,18 +51,20 @@ pub struct Reload {
     manifest: Manifest,
     /// What was read last, good or not.
     read: Option<Values>,
-    told: Option<String>,
+    /// What is wrong with it.
+    fault: Option<Reason>,
 }
 
 impl Reload {
     /// Nothing is read yet.
     pub fn new(sources: Sources, manifest: Manifest) -> Self {
-        Self { sources, manifest, read: None, told: None }
+        Self { sources, manifest, read: None, fault: None }
     }
 
-    /// Hands on what changed. Files that are missing or wrong change nothing, and are told once.
-    pub fn look(&mut self, access: &watch::Sender<Access>) {
-        let first = self.read.is_none() && self.told.is_none();
+    /// Hands on what changed. Files that are missing or wrong change nothing, and are told once; returns
+    /// what is wrong.
+    pub fn look(&mut self, access: &watch::Sender<Access>) -> Option<Reason> {
+        let first = self.read.is_none() && self.fault.is_none();
         let read = self.sources.values(&self.manifest).and_then(|values| {
             if self.read.as_ref() == Some(&values) {
                 return Ok(None);
@@ -73,7 +76,7 @@ impl Reload {
         match read {
             Ok(None) => {}
             Ok(Some(next)) => {
-                self.told = None;
+                self.fault = None;
                 access.send_replace(next);
                 if !first {
                     tracing::info!("credentials were read anew; new connections use them");
@@ -84,13 +87,14 @@ impl Reload {
                     // So that it is taken when it comes back, also as it was.
                     self.read = None;
                 }
-                let error = error.to_string();
-                if self.told.as_ref() != Some(&error) {
-                    tracing::error!(error, "keeping the last good credentials");
-                    self.told = Some(error);
+                let fault = Some((error.reason().to_owned(), error.to_string()));
+                if self.fault != fault {
+                    tracing::error!(reason = error.reason(), %error, "keeping the last good credentials");
+                    self.fault = fault;
                 }
             }
         }
+        self.fault.clone()
     }
 }
 

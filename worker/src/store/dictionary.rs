@@ -2,7 +2,7 @@
 //! transaction, so that writers never wait for one another's new series.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use hashbrown::{HashMap, HashSet};
@@ -66,9 +66,16 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Dictionary {
     pool: PgPool,
-    max_series: i32,
-    rate: Option<Mutex<SeriesRate>>,
+    allowed: Mutex<Allowed>,
     cache: RwLock<Cache>,
+}
+
+/// What a tenant may have.
+#[derive(Debug)]
+struct Allowed {
+    max_series: i32,
+    per_minute: Option<u32>,
+    rate: Option<SeriesRate>,
 }
 
 #[derive(Debug, Default)]
@@ -126,25 +133,35 @@ impl OfDevice<'_> {
 impl Dictionary {
     /// An empty cache before a database. `max_series`: most series of a tenant.
     pub fn new(pool: PgPool, max_series: i32) -> Self {
-        Self { pool, max_series, rate: None, cache: RwLock::default() }
+        let allowed = Mutex::new(Allowed { max_series, per_minute: None, rate: None });
+        Self { pool, allowed, cache: RwLock::default() }
     }
 
-    /// The same, where a tenant may begin only so many series a minute.
-    #[must_use]
-    pub fn with_rate(self, per_minute: Option<u32>) -> Self {
-        Self { rate: per_minute.map(|per_minute| Mutex::new(SeriesRate::new(per_minute))), ..self }
+    /// From now on a tenant may have so many series, and begin only so many a minute.
+    pub fn allow(&self, max_series: i32, per_minute: Option<u32>) {
+        let mut allowed = self.allowed();
+        if allowed.per_minute != per_minute {
+            allowed.per_minute = per_minute;
+            allowed.rate = per_minute.map(SeriesRate::new);
+        }
+        if allowed.max_series != max_series {
+            allowed.max_series = max_series;
+            self.write().full.clear();
+        }
+    }
+
+    fn allowed(&self) -> MutexGuard<'_, Allowed> {
+        self.allowed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many of so many new series may begin now.
     fn take(&self, tenant: &str, wanted: usize) -> usize {
-        let Some(rate) = &self.rate else { return wanted };
-        rate.lock().unwrap_or_else(PoisonError::into_inner).take(tenant, wanted, Instant::now())
+        self.allowed().rate.as_mut().map_or(wanted, |rate| rate.take(tenant, wanted, Instant::now()))
     }
 
     /// When so many more may begin.
     fn wait(&self, tenant: &str, more: usize) -> Duration {
-        let Some(rate) = &self.rate else { return Duration::ZERO };
-        rate.lock().unwrap_or_else(PoisonError::into_inner).wait(tenant, more, Instant::now())
+        self.allowed().rate.as_ref().map_or(Duration::ZERO, |rate| rate.wait(tenant, more, Instant::now()))
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Cache> {
@@ -220,10 +237,11 @@ impl Dictionary {
             .filter(|key| key.point.is_some())
             .filter_map(|key| Some((device_of(key)?, *key)))
             .collect();
+        let max_series = self.allowed().max_series;
         let room = if refused { Some(0) } else { None };
         let take = |wanted| self.take(tenant, wanted);
         let (series, later) =
-            series(&mut transaction, tenant_id, &series_keys, self.max_series, room, take).await?;
+            series(&mut transaction, tenant_id, &series_keys, max_series, room, take).await?;
         transaction.commit().await?;
         connection.give_back();
 
@@ -247,8 +265,7 @@ impl Dictionary {
                     cache.full.insert(tenant.into(), Instant::now() + REFUSED_FOR);
                 }
                 let detail = format!(
-                    "tenant '{tenant}' has {} series, as many as spec.tenants.maxSeries allows; raise it, or remove series",
-                    self.max_series
+                    "tenant '{tenant}' has {max_series} series, as many as spec.tenants.maxSeries allows; raise it, or remove series"
                 );
                 verdicts.insert(key, Verdict::Cardinality { detail });
             }

@@ -1,6 +1,5 @@
 //! Removes what is older than its retention, in small transactions, so that writers hardly notice.
 
-use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
 use super::letter_search::{self, Filter};
@@ -16,28 +15,6 @@ const LETTERS: i64 = 1000;
 const PAYLOADS: usize = 500;
 /// What is kept of a payload that is cut.
 const BEGINNING: i32 = 64;
-
-/// What was removed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Removed {
-    /// Chunks of samples.
-    pub chunks: u64,
-    /// Samples, where they are not in chunks.
-    pub samples: u64,
-    /// Metadata of messages.
-    pub messages: u64,
-    /// Events.
-    pub events: u64,
-    /// Command answers.
-    pub command_acks: u64,
-    /// Dead letters.
-    pub dead_letters: u64,
-    /// Payloads of dead letters of which the beginning is left.
-    pub payloads_cut: u64,
-    /// Bytes of payloads that are gone with that.
-    pub bytes_cut: u64,
-}
 
 /// A table whose rows have an age.
 #[derive(Debug, Clone, Copy)]

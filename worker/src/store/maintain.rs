@@ -3,15 +3,15 @@
 
 use std::time::{Duration, Instant};
 
+use penstock_crds::report::{Removed, StoreReport};
 use penstock_crds::store::TelemetryStoreSpec;
-use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 
 use super::edition::Edition;
-use super::expire::{self, Aging, Removed};
+use super::expire::{self, Aging};
 use super::policy::found;
-use super::schema::{self, Report, SchemaError};
+use super::schema::{self, SchemaError};
 use super::transaction;
 use crate::decode::Micros;
 
@@ -21,35 +21,24 @@ const LOCK: i64 = 0x7065_6e73_746d_6e74;
 const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What was done.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Maintained {
-    /// What the database is, and what became of the policies.
-    #[serde(flatten)]
-    pub report: Report,
-    /// What was removed; nothing, if another maintenance runs.
-    pub removed: Option<Removed>,
-}
-
 /// Applies the policies and removes what is too old. Safe to run again, and by two at once.
 pub async fn maintain(
     owner: &PgConnectOptions,
     spec: &TelemetryStoreSpec,
-) -> Result<Maintained, SchemaError> {
+) -> Result<StoreReport, SchemaError> {
     // Connections of their own, closed afterwards, with their locks.
     let mut connection = PgConnection::connect_with(owner).await?;
     let mut report = schema::apply_policies(&mut connection, spec).await?;
     let mine: bool =
         sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut connection).await?;
-    let removed = if mine {
-        Some(remove(&mut connection, spec).await?)
+    if mine {
+        report.removed = Some(remove(&mut connection, spec).await?);
     } else {
         report.warnings.push("another maintenance is running: this one removed nothing".to_owned());
-        None
-    };
+    }
+    report.size_bytes = schema::size(&mut connection).await;
     connection.close().await.ok();
-    Ok(Maintained { report, removed })
+    Ok(report)
 }
 
 async fn remove(connection: &mut PgConnection, spec: &TelemetryStoreSpec) -> Result<Removed, SchemaError> {

@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use penstock_crds::report::StoreReport;
 use penstock_crds::store::TelemetryStoreSpec;
-use serde::Serialize;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, Executor, PgConnection};
 
-use super::edition::Edition;
 use super::policy::{self, found};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
@@ -69,33 +68,11 @@ impl SchemaError {
     }
 }
 
-/// What a database is, and what it promises.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Report {
-    /// Version of the server.
-    pub server: String,
-    /// `TimescaleDB Community`, `TimescaleDB Apache` or `PostgreSQL`.
-    pub edition: Edition,
-    /// Version of TimescaleDB.
-    pub timescaledb: Option<String>,
-    /// Version of the schema; `None` without one.
-    pub schema_version: Option<i64>,
-    /// What of the store's policies this edition cannot do, each beginning with its field.
-    pub unsupported: Vec<String>,
-    /// Changes to the store's policies that were made, or are to be made by `migrate`.
-    pub policies: Vec<String>,
-    /// Settings that let a commit be lost, and what else a user should know.
-    pub warnings: Vec<String>,
-}
-
-impl Report {
-    /// Takes in what became, or is to become, of the policies.
-    pub fn tell(&mut self, plan: policy::plan::Plan) {
-        self.unsupported.extend(plan.unsupported);
-        self.policies.extend(plan.actions.iter().map(ToString::to_string));
-        self.warnings.extend(plan.warnings);
-    }
+/// Takes in what became, or is to become, of the policies.
+pub fn tell(report: &mut StoreReport, plan: policy::plan::Plan) {
+    report.unsupported.extend(plan.unsupported);
+    report.policies.extend(plan.actions.iter().map(ToString::to_string));
+    report.warnings.extend(plan.warnings);
 }
 
 /// The version that this build makes and needs.
@@ -109,7 +86,7 @@ pub async fn migrate(
     owner: &PgConnectOptions,
     worker: Option<&str>,
     spec: &TelemetryStoreSpec,
-) -> Result<Report, SchemaError> {
+) -> Result<StoreReport, SchemaError> {
     // A connection of its own, closed afterwards: what a failed migration leaves on it goes with it.
     let mut connection = PgConnection::connect_with(owner).await?;
     let result = migrate_on(&mut connection, worker, spec).await;
@@ -121,14 +98,14 @@ pub async fn migrate(
 pub(super) async fn apply_policies(
     connection: &mut PgConnection,
     spec: &TelemetryStoreSpec,
-) -> Result<Report, SchemaError> {
+) -> Result<StoreReport, SchemaError> {
     require(connection).await?;
     lock(connection).await?;
     connection.execute("SET lock_timeout = '3s'").await?;
     let plan = policy::apply(connection, spec).await?;
     sqlx::query("SELECT pg_advisory_unlock($1)").bind(LOCK).execute(&mut *connection).await?;
     let mut report = inspect(connection).await?;
-    report.tell(plan);
+    tell(&mut report, plan);
     Ok(report)
 }
 
@@ -153,7 +130,7 @@ async fn migrate_on(
     connection: &mut PgConnection,
     worker: Option<&str>,
     spec: &TelemetryStoreSpec,
-) -> Result<Report, SchemaError> {
+) -> Result<StoreReport, SchemaError> {
     lock(connection).await?;
     let mut notes = extension(connection).await?;
     connection.execute("CREATE SCHEMA IF NOT EXISTS penstock; SET search_path = penstock, public; SET lock_timeout = '3s'").await?;
@@ -172,7 +149,8 @@ async fn migrate_on(
     let plan = policy::apply(connection, spec).await?;
     let mut report = inspect(connection).await?;
     report.warnings.extend(notes);
-    report.tell(plan);
+    report.size_bytes = size(connection).await;
+    tell(&mut report, plan);
     Ok(report)
 }
 
@@ -239,7 +217,7 @@ async fn grant(connection: &mut PgConnection, login: &str) -> Result<Option<Stri
 }
 
 /// What the database is.
-pub async fn inspect(connection: &mut PgConnection) -> Result<Report, SchemaError> {
+pub async fn inspect(connection: &mut PgConnection) -> Result<StoreReport, SchemaError> {
     let (server, timescaledb): (String, Option<String>) = sqlx::query_as(
         "SELECT current_setting('server_version'), \
                 (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb')",
@@ -261,8 +239,48 @@ pub async fn inspect(connection: &mut PgConnection) -> Result<Report, SchemaErro
         }
     }
     let found = found_version(connection).await?;
-    let (unsupported, policies) = (Vec::new(), Vec::new());
-    Ok(Report { server, edition, timescaledb, schema_version: found, unsupported, policies, warnings })
+    let edition = edition.as_str().to_owned();
+    Ok(StoreReport {
+        server,
+        edition,
+        timescaledb,
+        schema_version: found,
+        warnings,
+        ..StoreReport::default()
+    })
+}
+
+/// Bytes of all tables and indexes of the schema, with their chunks and rollups; `None` where the database
+/// does not tell, which is no reason to fail.
+pub async fn size(connection: &mut PgConnection) -> Option<u64> {
+    let found = inspect_size(connection).await;
+    found.inspect_err(|error| tracing::warn!(%error, "the size of the schema is not known")).ok()
+}
+
+async fn inspect_size(connection: &mut PgConnection) -> Result<u64, sqlx::Error> {
+    let timescaledb: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')")
+            .fetch_one(&mut *connection)
+            .await?;
+    let hypertables = "hypertables(name) AS ( \
+           SELECT format('%I.%I', hypertable_schema, hypertable_name)::regclass \
+           FROM timescaledb_information.hypertables WHERE hypertable_schema = 'penstock' \
+           UNION SELECT format('%I.%I', materialization_hypertable_schema, materialization_hypertable_name)::regclass \
+           FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'penstock')";
+    let query = if timescaledb {
+        format!(
+            "WITH {hypertables} SELECT \
+               (SELECT coalesce(sum(hypertable_size(name)), 0) FROM hypertables) + \
+               (SELECT coalesce(sum(pg_total_relation_size(oid)), 0) FROM pg_class \
+                WHERE relnamespace = 'penstock'::regnamespace AND relkind = 'r' AND oid NOT IN (SELECT name FROM hypertables))"
+        )
+    } else {
+        "SELECT coalesce(sum(pg_total_relation_size(oid)), 0) FROM pg_class \
+         WHERE relnamespace = 'penstock'::regnamespace AND relkind = 'r'"
+            .to_owned()
+    };
+    let bytes: i64 = sqlx::query_scalar(&format!("SELECT ({query})::int8")).fetch_one(connection).await?;
+    Ok(bytes.unsigned_abs())
 }
 
 async fn found_version(connection: &mut PgConnection) -> Result<Option<i64>, sqlx::Error> {

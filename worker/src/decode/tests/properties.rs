@@ -34,7 +34,7 @@ fn formats() -> Vec<(Reading, Vec<u8>)> {
             text(r#"{"ts":"2026-11-24T05:10:52Z","a":1,"b":true,"c":"x"}"#),
         ),
         (
-            Reading::Mapped(std::sync::Arc::new(serde_json::from_str(mapping).unwrap())),
+            Reading::Mapped(Arc::new(serde_json::from_str(mapping).unwrap())),
             text(
                 r#"{"ts":"2026-11-24T05:10:52Z","a":{"0":1,"t":"x"},"b":true,"r":[{"n":"x","v":1,"u":"V"}]}"#,
             ),
@@ -132,7 +132,7 @@ proptest! {
         for (reading, payload) in [
             (Reading::Sensors, format!(r#"{{"timestamp":1795497053,"sensors":[{}]}}"#, all(r#"{"sensor_id":"p%n","value":%v}"#))),
             (Reading::Fields { time_field: "ts".into(), unit: TimeUnit::Seconds }, format!(r#"{{"ts":1795497053,{}}}"#, all(r#""p%n":%v"#))),
-            (Reading::Mapped(std::sync::Arc::new(serde_json::from_str(mapping).unwrap())), format!(r#"{{"ts":1795497053,"v":{{{}}}}}"#, all(r#""p%n":%v"#))),
+            (Reading::Mapped(Arc::new(serde_json::from_str(mapping).unwrap())), format!(r#"{{"ts":1795497053,"v":{{{}}}}}"#, all(r#""p%n":%v"#))),
         ] {
             let (_, content) = decoder(false).decode(&reading, &input(TOPIC, payload.as_bytes()));
             let mut parts: Vec<u32> = content.samples.iter().map(|s| s.part).chain(content.rejects.iter().filter_map(|r| r.part)).collect();

@@ -1,0 +1,146 @@
+//! What reconciles share.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::reflector::Store;
+use kube::{Client, Resource};
+use penstock_crds::{IngestPipeline, TelemetryStore};
+
+use crate::apply::Applier;
+use crate::caches::{Caches, Triggers};
+use crate::conditions;
+use crate::metrics::Metrics;
+use crate::poller::Reports;
+use crate::resolve::Config;
+
+/// What reconciles share.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// What the operator was told at its start.
+    pub config: Config,
+    /// Children.
+    pub caches: Caches,
+    /// Pipelines; set when their controller is made.
+    pub pipelines: OnceLock<Store<IngestPipeline>>,
+    /// Stores; set when their controller is made.
+    pub stores: OnceLock<Store<TelemetryStore>>,
+    /// Writes children.
+    pub applier: Applier,
+    /// What workers say.
+    pub reports: Reports,
+    /// Asks for reconciles.
+    pub triggers: Triggers,
+    /// Events.
+    pub recorder: Recorder,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Failures one after the other, by UID.
+    pub failures: Strikes,
+    /// When something was done last, by UID.
+    pub last: Times,
+}
+
+impl Context {
+    /// Says the transitions of a condition as Events.
+    pub async fn tell<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        before: &[Condition],
+        after: &[Condition],
+        kind: &str,
+    ) {
+        let (before, Some(after)) = (conditions::get(before, kind), conditions::get(after, kind)) else {
+            return;
+        };
+        if before.is_some_and(|before| (&before.status, &before.reason) == (&after.status, &after.reason)) {
+            return;
+        }
+        // At its start everything is unsettled: nobody wants to read that.
+        if before.is_none() && after.status != "True" {
+            return;
+        }
+        let good = (after.status == "True") == (kind == "Ready" || kind == "SchemaReady");
+        self.say(object, good, &after.reason, format!("{kind}: {}", after.message)).await;
+    }
+
+    /// An Event.
+    pub async fn say<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        good: bool,
+        reason: &str,
+        note: String,
+    ) {
+        let event = Event {
+            type_: if good { EventType::Normal } else { EventType::Warning },
+            reason: reason.to_owned(),
+            note: Some(note.chars().take(1000).collect()),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
+            tracing::warn!(%error, reason, "an Event could not be written");
+        }
+    }
+}
+
+/// Now, for conditions.
+pub fn now() -> Time {
+    Time(k8s_openapi::jiff::Timestamp::now())
+}
+
+/// Failures one after the other.
+#[derive(Debug, Default)]
+pub struct Strikes(Mutex<HashMap<String, u32>>);
+
+impl Strikes {
+    /// How long to wait after one more failure: 0.5 s to a minute, doubled each time, and scattered.
+    pub fn another(&self, uid: String) -> Duration {
+        let mut strikes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = strikes.entry(uid).or_default();
+        *count = (*count + 1).min(8);
+        let most = Duration::from_millis(250) * 2_u32.pow(*count);
+        most.min(Duration::from_mins(1)).mul_f64(0.75 + scatter() / 4.0)
+    }
+
+    /// It went well.
+    pub fn none(&self, uid: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+/// 0 to 1, from the clock's last digits: enough to keep retries apart.
+fn scatter() -> f64 {
+    f64::from(k8s_openapi::jiff::Timestamp::now().subsec_nanosecond().rem_euclid(1_000_000)) / 1_000_000.0
+}
+
+/// When something was done last.
+#[derive(Debug, Default)]
+pub struct Times(Mutex<HashMap<String, Instant>>);
+
+impl Times {
+    /// Whether it is so long ago, or never was; if so, it is done now.
+    pub fn is_due(&self, what: impl Into<String> + Hash, pause: Duration) -> bool {
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let what = what.into();
+        if times.get(&what).is_some_and(|at| at.elapsed() < pause) {
+            return false;
+        }
+        times.insert(what, Instant::now());
+        true
+    }
+
+    /// What begins so is forgotten.
+    pub fn forget(&self, start: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|what, _| !what.starts_with(start));
+    }
+}
+
+/// A shared context.
+pub type Shared = Arc<Context>;

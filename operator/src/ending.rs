@@ -1,0 +1,137 @@
+//! The end of a pipeline: its sessions are drained and ended, then its finalizer goes. Where that cannot
+//! be, the finalizer goes all the same, and an Event names the client ids that are left at the broker.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::ResourceExt;
+use kube::api::Api;
+use kube::runtime::controller::Action;
+use penstock_crds::{IngestPipeline, Manifest};
+
+use crate::children::{files, shared};
+use crate::conditions::Say;
+use crate::context::Context;
+use crate::error::Error;
+use crate::kinds::Kind;
+use crate::names;
+use crate::pipeline::{self, Work};
+use crate::plan::{Plan, Wish};
+use crate::resolve::{self, Resolved};
+
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Brings a pipeline that is deleted one step nearer to its end.
+pub async fn reconcile(work: &Work<'_>, ctx: &Context) -> Result<Action, Error> {
+    if !work.pipeline.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) {
+        return Ok(Action::await_change());
+    }
+    let wish = Wish { ending: true, ..Wish::new(BTreeSet::new(), true, 0, false) };
+    let mut plan = work.stored_plan().unwrap_or_default();
+    if work.stored_plan().is_none() {
+        // A foreground deletion by an older version, or a hand, took it.
+        plan.shards.extend(work.told_shards().chain(work.shards.keys().copied()));
+    }
+    let resolved = resolved(work);
+    let seen = resolved.as_ref().map(|resolved| work.seen(&plan, resolved)).unwrap_or_default();
+    let plan = plan.step(&wish, &seen);
+    if plan.shards.is_empty() {
+        return finish(work, ctx, None).await;
+    }
+    let Some(resolved) = resolved else {
+        return finish(work, ctx, Some((&plan, "nothing tells how to reach the broker and the database")))
+            .await;
+    };
+    if overdue(work.pipeline, ctx) {
+        return finish(work, ctx, Some((&plan, "the deadline passed"))).await;
+    }
+    if is_terminating(&work.owner.namespace, ctx).await? {
+        return finish(work, ctx, Some((&plan, "its namespace ends, which takes no new Jobs"))).await;
+    }
+    let shards = pipeline::views(work, &plan, &wish, None);
+    let schema = Say { holds: None, reason: "ending".into(), message: "the pipeline is deleted".into() };
+    let written = pipeline::write_status(work, ctx, &wish, &shards, &plan, None, schema).await;
+    apply(work, ctx, &resolved, &plan).await?;
+    written?;
+    ctx.reports.set_busy(&work.owner.namespace, &work.owner.name, false);
+    Ok(Action::requeue(AGAIN))
+}
+
+/// By the manifest that was stored with the plan: the store may be gone already.
+fn resolved(work: &Work<'_>) -> Option<Resolved> {
+    let Manifest { mut pipeline, store } = work.stored_manifest()?;
+    pipeline.spec.worker = work.pipeline.spec.worker.clone();
+    pipeline.metadata.uid.clone_from(&work.pipeline.metadata.uid);
+    resolve::pipeline(&pipeline, Some(&store), &[] as &[std::sync::Arc<IngestPipeline>]).ok()
+}
+
+fn overdue(pipeline: &IngestPipeline, ctx: &Context) -> bool {
+    let Some(since) = &pipeline.metadata.deletion_timestamp else { return false };
+    let elapsed = k8s_openapi::jiff::Timestamp::now().duration_since(since.0);
+    elapsed.as_secs() > ctx.config.retire_deadline as i64
+}
+
+async fn is_terminating(namespace: &str, ctx: &Context) -> Result<bool, Error> {
+    let api: Api<Namespace> = Api::all(ctx.client.clone());
+    let namespace = api.get_opt(namespace).await?;
+    Ok(namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some()))
+}
+
+async fn apply(work: &Work<'_>, ctx: &Context, resolved: &Resolved, plan: &Plan) -> Result<(), Error> {
+    let stored = files::plan(&work.owner, plan, &resolved.file);
+    let mut wanted = vec![stored];
+    wanted.push(shared::retire_account(&work.owner));
+    let mut keep = BTreeSet::new();
+    for number in &plan.shards {
+        let objects = work.shards.get(number).cloned().unwrap_or_default();
+        wanted.extend(pipeline::retire(work, ctx, resolved, *number, &objects, &mut keep).await?);
+    }
+    for wanted in &wanted {
+        keep.insert((wanted.kind, wanted.name.clone()));
+        ctx.applier.ensure(&work.owner.namespace, wanted, &work.children).await?;
+    }
+    pipeline::prune(work, ctx, &keep).await
+}
+
+/// Removes what outlives the pipeline, says what is left at the broker, and lets the pipeline go.
+async fn finish(work: &Work<'_>, ctx: &Context, left: Option<(&Plan, &str)>) -> Result<Action, Error> {
+    if let Some((plan, why)) = left {
+        let ids = client_ids(work.pipeline, plan.shards.iter().copied());
+        let note = format!("{why}: sessions are left at the broker, with all that it queues for them: {ids}");
+        tracing::warn!(
+            pipeline = work.owner.name,
+            namespace = work.owner.namespace,
+            note,
+            "sessions are left"
+        );
+        ctx.say(work.pipeline, false, "sessions_left", note).await;
+    } else {
+        ctx.say(work.pipeline, true, "retired", "all sessions are drained and ended".to_owned()).await;
+    }
+    for ((kind, _), object) in work.children.iter().filter(|(key, _)| key.0 != Kind::Pod) {
+        ctx.applier.delete(*kind, object).await?;
+    }
+    let rest: Vec<String> = work
+        .pipeline
+        .finalizers()
+        .iter()
+        .filter(|finalizer| *finalizer != names::FINALIZER)
+        .cloned()
+        .collect();
+    pipeline::set_finalizers(work.pipeline, ctx, &rest).await?;
+    ctx.last.forget(&work.pipeline.uid().unwrap_or_default());
+    Ok(Action::await_change())
+}
+
+/// The client ids of shards, for a person.
+pub fn client_ids(pipeline: &IngestPipeline, shards: impl Iterator<Item = u32>) -> String {
+    let prefix = Manifest::client_id_prefix_of(pipeline);
+    let sessions = pipeline.spec.source.mqtt.sessions;
+    let ids = shards.flat_map(|shard| {
+        let first = format!("{prefix}-{shard}");
+        let more = (1..sessions).map(move |session| format!("-{session}"));
+        std::iter::once(first.clone()).chain(more.map(move |suffix| format!("{first}{suffix}")))
+    });
+    ids.collect::<Vec<_>>().join(", ")
+}

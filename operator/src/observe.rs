@@ -1,0 +1,201 @@
+//! From cached objects and workers' answers to what is seen of each shard. Pure, but for the reports.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kube::api::DynamicObject;
+use penstock_crds::IngestPipelineSpec;
+use penstock_crds::plan::ShardPlan;
+use penstock_crds::report::{Failure, Outcome, WorkerStatus};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::caches::Children;
+use crate::children::{files, job};
+use crate::kinds::Kind;
+use crate::names;
+use crate::plan::{Plan, Seen};
+use crate::poller::Reports;
+use crate::status::PodView;
+
+/// What there is of one shard.
+#[derive(Debug, Clone, Default)]
+pub struct ShardObjects {
+    /// Its Deployment.
+    pub deployment: Option<Arc<DynamicObject>>,
+    /// Its workers' pods: the one that holds the lease first, then the newest.
+    pub pods: Vec<(Arc<DynamicObject>, Option<WorkerStatus>)>,
+    /// Its retire Job.
+    pub job: Option<Arc<DynamicObject>>,
+    /// The pods of its retire Job.
+    pub retire_pods: Vec<Arc<DynamicObject>>,
+    /// Generation and keys that its ConfigMap tells it.
+    pub told: Option<(i64, Vec<String>)>,
+}
+
+/// All shards of which there is anything.
+pub fn shards(pipeline: &str, children: &Children, reports: &Reports) -> BTreeMap<u32, ShardObjects> {
+    let mut shards: BTreeMap<u32, ShardObjects> = BTreeMap::new();
+    for ((kind, name), object) in children {
+        let labels = object.labels();
+        let Some(number) = labels.get(names::SHARD).and_then(|shard| shard.parse().ok()) else { continue };
+        let shard = shards.entry(number).or_default();
+        let component = labels.get(names::COMPONENT).map(String::as_str);
+        match (kind, component) {
+            (Kind::Deployment, _) => shard.deployment = Some(Arc::clone(object)),
+            (Kind::Pod, Some("worker")) => {
+                let report = reports.of(&object.uid().unwrap_or_default());
+                shard.pods.push((Arc::clone(object), report));
+            }
+            (Kind::Pod, Some("retire")) => shard.retire_pods.push(Arc::clone(object)),
+            (Kind::Job, _) if *name == job::retire_name(pipeline, number) => {
+                shard.job = Some(Arc::clone(object));
+            }
+            (Kind::ConfigMap, _) => shard.told = files::told(&object.data["data"]),
+            _ => {}
+        }
+    }
+    for shard in shards.values_mut() {
+        shard.pods.sort_by_key(|(pod, report)| {
+            let held = report.as_ref().is_some_and(|report| report.lease.held);
+            (!held, std::cmp::Reverse(pod.creation_timestamp()))
+        });
+    }
+    shards
+}
+
+impl ShardObjects {
+    /// The worker's last answer.
+    pub fn report(&self) -> Option<&WorkerStatus> {
+        self.pods.iter().find_map(|(_, report)| report.as_ref())
+    }
+
+    /// What the choreography needs to see.
+    pub fn seen(&self, shard: u32, plan: &Plan, spec: &IngestPipelineSpec, group: &str) -> Seen {
+        let report = self.report();
+        let generation = report.map_or(0, |report| {
+            let plan = report.plan.as_ref().map_or(0, |plan| plan.generation);
+            plan.max(report.lease.plan_generation)
+        });
+        Seen {
+            serves: report.map(|report| serves(report, shard, plan, spec, group)).unwrap_or_default(),
+            generation: generation.max(self.told.as_ref().map_or(0, |(generation, _)| *generation)),
+            retiring: self.job.is_some() || !self.retire_pods.is_empty(),
+            retired: self.job.as_ref().is_some_and(|job| has_condition(job, "Complete")),
+        }
+    }
+
+    /// Its Deployment is rolled out, and its one worker follows the files with this digest.
+    pub fn is_settled(&self, digest: &str) -> bool {
+        let Some(deployment) = &self.deployment else { return false };
+        let status = &deployment.data["status"];
+        let count = |field: &str| status[field].as_i64().unwrap_or_default();
+        let rolled = status["observedGeneration"].as_i64() == deployment.metadata.generation
+            && count("updatedReplicas") == 1
+            && count("replicas") == 1;
+        rolled && self.report().is_some_and(|report| report.manifest == digest)
+    }
+
+    /// The pod that a status shows.
+    pub fn pod(&self) -> Option<PodView> {
+        let (pod, _) = self.pods.first()?;
+        Some(PodView {
+            name: pod.name_any(),
+            node: pod.data["spec"]["nodeName"].as_str().map(str::to_owned),
+            ready: has_condition(pod, "Ready"),
+            problem: problem(pod),
+        })
+    }
+
+    /// Why the retire Job failed, or fails.
+    pub fn retire_failure(&self) -> Option<(String, String)> {
+        let failure = self.retire_pods.iter().find_map(|pod| failure(pod));
+        let failed = self.job.as_ref().is_some_and(|job| has_condition(job, "Failed"));
+        match failure {
+            Some(Failure { reason, message }) => Some((reason, message)),
+            None if failed => {
+                Some(("retire_failed".to_owned(), "the retire Job failed; see its pods' logs".to_owned()))
+            }
+            None => None,
+        }
+    }
+}
+
+/// Keys whose filters are all granted.
+fn serves(
+    report: &WorkerStatus,
+    shard: u32,
+    plan: &Plan,
+    spec: &IngestPipelineSpec,
+    group: &str,
+) -> BTreeSet<String> {
+    if !report.lease.held {
+        return BTreeSet::new();
+    }
+    let granted = |key: &String| {
+        let one = ShardPlan { generation: 0, shard, keys: vec![key.clone()] };
+        one.subscriptions(spec, group).iter().all(|wanted| report.subscribed.contains(&wanted.filter))
+    };
+    plan.keys_of(shard).into_iter().filter(granted).collect()
+}
+
+/// Whether a condition of an object is true.
+pub fn has_condition(object: &DynamicObject, kind: &str) -> bool {
+    let conditions = object.data["status"]["conditions"].as_array();
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition["type"] == kind && condition["status"] == "True")
+}
+
+/// How long ago a Job failed for good.
+pub fn failed_for(job: &DynamicObject) -> Option<Duration> {
+    let conditions = job.data["status"]["conditions"].as_array()?;
+    let failed = conditions.iter().find(|c| c["type"] == "Failed" && c["status"] == "True")?;
+    let since: k8s_openapi::jiff::Timestamp = failed["lastTransitionTime"].as_str()?.parse().ok()?;
+    k8s_openapi::jiff::Timestamp::now().duration_since(since).try_into().ok()
+}
+
+/// Why a pod's container waits, or why it is not placed.
+fn problem(pod: &DynamicObject) -> Option<(String, String)> {
+    let status = &pod.data["status"];
+    let said = |of: &Value| {
+        let reason = of["reason"].as_str()?;
+        Some((reason.to_owned(), of["message"].as_str().unwrap_or(reason).to_owned()))
+    };
+    let container = &status["containerStatuses"][0];
+    if let Some(waiting) = said(&container["state"]["waiting"])
+        && waiting.0 != "ContainerCreating"
+    {
+        return Some(waiting);
+    }
+    let conditions = status["conditions"].as_array();
+    let unplaced =
+        conditions.into_iter().flatten().find(|c| c["type"] == "PodScheduled" && c["status"] == "False");
+    unplaced.and_then(said)
+}
+
+/// The termination message of a pod that ended, or of its end before.
+fn message(pod: &DynamicObject) -> Option<&str> {
+    let container = &pod.data["status"]["containerStatuses"][0];
+    let ended = |state: &'static str| container[state]["terminated"]["message"].as_str();
+    ended("state").or_else(|| ended("lastState"))
+}
+
+/// Why a job's pod failed.
+pub fn failure(pod: &DynamicObject) -> Option<Failure> {
+    match serde_json::from_str::<Outcome<Value>>(message(pod)?) {
+        Ok(Outcome::Failed { error }) => Some(error),
+        _ => None,
+    }
+}
+
+/// The report of a job's pod that did its work.
+pub fn outcome<Report: DeserializeOwned>(pod: &DynamicObject) -> Option<Report> {
+    match serde_json::from_str(message(pod)?) {
+        Ok(Outcome::Done(report)) => Some(report),
+        _ => None,
+    }
+}

@@ -1,0 +1,405 @@
+//! The reconcile of a pipeline: resolve, plan, apply, status; one after the other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::controller::Action;
+use kube::{Resource, ResourceExt};
+use penstock_crds::pipeline::{IngestPipelineStatus, ShardBy};
+use penstock_crds::{IngestPipeline, Manifest};
+use serde_json::json;
+
+use crate::apply::MANAGER;
+use crate::caches::Children;
+use crate::children::{Owner, Wanted, files, job, shard, shared};
+use crate::conditions::{self, Say};
+use crate::context::{Context, Shared, now};
+use crate::error::Error;
+use crate::kinds::Kind;
+use crate::observe::{self, ShardObjects, failed_for};
+use crate::plan::{Plan, Role, Seen, Wish};
+use crate::resolve::{self, Resolved, Unresolved};
+use crate::status::{self, Facts, ShardView};
+use crate::{ending, names};
+
+/// Until the next look, while something is on its way and at rest. All else comes by triggers.
+const BUSY: Duration = Duration::from_secs(2);
+const REST: Duration = Duration::from_mins(1);
+/// Numbers in a status are written this often.
+const NUMBERS: Duration = Duration::from_mins(1);
+/// A pod is asked again to look at its files.
+const NUDGE: Duration = Duration::from_secs(3);
+/// A retire Job that failed is made anew after so long.
+const RETIRE_AGAIN: Duration = Duration::from_mins(1);
+
+/// What a reconcile works on.
+pub struct Work<'a> {
+    /// The pipeline.
+    pub pipeline: &'a IngestPipeline,
+    /// Who children belong to.
+    pub owner: Owner,
+    /// All that there is of it.
+    pub children: Children,
+    /// The same by shard.
+    pub shards: BTreeMap<u32, ShardObjects>,
+}
+
+impl<'a> Work<'a> {
+    fn new(pipeline: &'a IngestPipeline, ctx: &Context) -> Self {
+        let owner = Owner::of(pipeline);
+        let children = ctx.caches.of(names::PIPELINE, &owner.namespace, &owner.name);
+        let shards = observe::shards(&owner.name, &children, &ctx.reports);
+        Self { pipeline, owner, children, shards }
+    }
+
+    /// The stored plan; none if it was deleted or never made.
+    pub fn stored_plan(&self) -> Option<Plan> {
+        serde_json::from_str(self.plan_data(files::PLAN)?).ok()
+    }
+
+    /// The manifest beside the plan.
+    pub fn stored_manifest(&self) -> Option<Manifest> {
+        Manifest::parse(self.plan_data(files::MANIFEST)?).ok()
+    }
+
+    fn plan_data(&self, key: &str) -> Option<&str> {
+        let name = (Kind::ConfigMap, files::plan_name(&self.owner.name));
+        self.children.get(&name)?.data["data"][key].as_str()
+    }
+
+    /// Shards that the last status spoke of.
+    pub fn told_shards(&self) -> impl Iterator<Item = u32> {
+        let shards = self.pipeline.status.iter().flat_map(|status| &status.shards);
+        shards.filter_map(|shard| u32::try_from(shard.shard).ok())
+    }
+
+    /// What the choreography needs to see.
+    pub fn seen(&self, plan: &Plan, resolved: &Resolved) -> BTreeMap<u32, Seen> {
+        let spec = &resolved.manifest.pipeline.spec;
+        let group = resolved.manifest.client_id_prefix();
+        self.shards
+            .iter()
+            .map(|(shard, objects)| (*shard, objects.seen(*shard, plan, spec, &group)))
+            .collect()
+    }
+}
+
+/// Brings a pipeline one step nearer to what its spec asks for.
+pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Action, Error> {
+    if pipeline.annotations().get(names::PAUSED).is_some_and(|paused| paused == "true") {
+        return Ok(Action::await_change());
+    }
+    let work = Work::new(&pipeline, &ctx);
+    if pipeline.metadata.deletion_timestamp.is_some() {
+        return ending::reconcile(&work, &ctx).await;
+    }
+    if !pipeline.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) {
+        add_finalizer(&pipeline, &ctx).await?;
+    }
+    let resolved = resolve(&pipeline, &ctx);
+    let mut wish = wish(&pipeline);
+    let schema = schema(&pipeline, &ctx);
+    let resolved = match resolved {
+        Ok(resolved) => resolved,
+        Err(fault) => {
+            let stored = work.stored_plan().unwrap_or_default();
+            // What runs goes on by the plan that it has.
+            wish.keys = stored.keys.keys().cloned().collect();
+            let blocked = Some((fault.reason().to_owned(), fault.to_string()));
+            let shards = views(&work, &stored, &wish, None);
+            write_status(&work, &ctx, &wish, &shards, &stored, blocked, schema).await?;
+            return Ok(Action::requeue(REST));
+        }
+    };
+    let stored = match work.stored_plan() {
+        Some(plan) => plan,
+        None => match rebuild(&work) {
+            Ok(plan) => plan,
+            Err(shard) => {
+                let why = format!("the plan is gone, and shard {shard} does not tell its keys yet");
+                let blocked = Some(("plan_rebuilding".to_owned(), why));
+                let none = Plan::default();
+                let shards = views(&work, &none, &wish, None);
+                write_status(&work, &ctx, &wish, &shards, &none, blocked, schema).await?;
+                return Ok(Action::requeue(BUSY));
+            }
+        },
+    };
+    let plan = stored.step(&wish, &work.seen(&stored, &resolved));
+    let applied = apply(&work, &ctx, &resolved, &plan, &wish).await;
+    let blocked = match &applied {
+        Err(error @ Error::Foreign(..)) => Some((error.reason().to_owned(), error.to_string())),
+        _ => None,
+    };
+    let is_blocked = blocked.is_some();
+    let shards = views(&work, &plan, &wish, Some(&resolved));
+    let written = write_status(&work, &ctx, &wish, &shards, &plan, blocked, schema).await;
+    match applied {
+        Err(Error::Foreign(..)) | Ok(()) => written?,
+        Err(error) => return Err(error),
+    }
+    let active = || shards.iter().filter(|shard| shard.role == Role::Active);
+    let busy = plan.is_moving()
+        || shards.iter().any(|shard| shard.role == Role::Leaving)
+        || active().any(|shard| !shard.settled)
+        || plan != stored;
+    ctx.reports.set_busy(&work.owner.namespace, &work.owner.name, busy);
+    let unready = active().any(|shard| !shard.is_ready());
+    Ok(Action::requeue(if busy || unready || is_blocked { BUSY } else { REST }))
+}
+
+/// Client ids are unique, the store is there, and all fields are right; or not.
+fn resolve(pipeline: &IngestPipeline, ctx: &Context) -> Result<Resolved, Unresolved> {
+    let namespace = pipeline.namespace().unwrap_or_default();
+    let name = &pipeline.spec.sink.store_ref.name;
+    let stores = ctx.stores.get().map(kube::runtime::reflector::Store::state).unwrap_or_default();
+    let store = stores
+        .into_iter()
+        .find(|store| store.name_any() == *name && store.namespace().as_deref() == Some(&namespace));
+    let others = ctx.pipelines.get().map(kube::runtime::reflector::Store::state).unwrap_or_default();
+    resolve::pipeline(pipeline, store.as_deref(), &others)
+}
+
+fn wish(pipeline: &IngestPipeline) -> Wish {
+    let spec = &pipeline.spec;
+    let keys: BTreeSet<String> = penstock_crds::plan::keys(spec).into_iter().collect();
+    let replicas = u32::try_from(spec.replicas).unwrap_or_default();
+    Wish::new(keys, spec.sharding.by == ShardBy::Shared, replicas, spec.suspend)
+}
+
+/// What the store's own condition says.
+fn schema(pipeline: &IngestPipeline, ctx: &Context) -> Say {
+    let namespace = pipeline.namespace().unwrap_or_default();
+    let name = &pipeline.spec.sink.store_ref.name;
+    let stores = ctx.stores.get().map(kube::runtime::reflector::Store::state).unwrap_or_default();
+    let store = stores
+        .iter()
+        .find(|store| store.name_any() == *name && store.namespace().as_deref() == Some(&namespace));
+    let Some(store) = store else {
+        return Say::that(false, "store_missing", format!("there is no TelemetryStore '{name}'"));
+    };
+    let conditions = store.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    match conditions::get(conditions, "SchemaReady") {
+        Some(condition) => Say {
+            holds: match condition.status.as_str() {
+                "True" => Some(true),
+                "False" => Some(false),
+                _ => None,
+            },
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+        },
+        None => Say { holds: None, reason: "pending".into(), message: "not looked at yet".into() },
+    }
+}
+
+/// A plan that was lost, from what its shards were told or tell; else a shard that tells nothing yet.
+fn rebuild(work: &Work<'_>) -> Result<Plan, u32> {
+    let mut told = BTreeMap::new();
+    for (shard, objects) in &work.shards {
+        let reported = objects.report().and_then(|report| report.plan.as_ref());
+        let reported = reported.and_then(|plan| Some((plan.generation, plan.keys.clone()?)));
+        match (&objects.told, reported) {
+            (_, Some(reported)) => _ = told.insert(*shard, reported),
+            (Some(files), None) => _ = told.insert(*shard, files.clone()),
+            (None, None) if objects.deployment.is_some() => return Err(*shard),
+            (None, None) => _ = told.insert(*shard, (0, Vec::new())),
+        }
+    }
+    let mut plan = Plan::rebuilt(&told);
+    plan.shards.extend(work.told_shards());
+    Ok(plan)
+}
+
+/// What each shard is to be, and is.
+pub fn views(work: &Work<'_>, plan: &Plan, wish: &Wish, resolved: Option<&Resolved>) -> Vec<ShardView> {
+    let prefix = Manifest::client_id_prefix_of(work.pipeline);
+    let nothing = ShardObjects::default();
+    plan.shards
+        .iter()
+        .map(|number| {
+            let objects = work.shards.get(number).unwrap_or(&nothing);
+            let settled = resolved.is_none_or(|resolved| {
+                let (_, digest) = files::shard(&work.owner, resolved, plan, *number);
+                objects.is_settled(&digest)
+            });
+            ShardView {
+                shard: *number,
+                role: plan.role(wish, *number),
+                keys: plan.keys_of(*number).len(),
+                client_id: format!("{prefix}-{number}"),
+                pod: objects.pod(),
+                report: objects.report().cloned(),
+                settled,
+                retiring: objects.job.is_some(),
+                retire_failure: objects.retire_failure(),
+            }
+        })
+        .collect()
+}
+
+/// Makes all children as they should be, and removes what should not be.
+async fn apply(
+    work: &Work<'_>,
+    ctx: &Context,
+    resolved: &Resolved,
+    plan: &Plan,
+    wish: &Wish,
+) -> Result<(), Error> {
+    let namespace = &work.owner.namespace;
+    let mut keep: BTreeSet<(Kind, String)> = BTreeSet::new();
+    // State first: what follows from it must never be ahead of it.
+    let mut wanted = vec![files::plan(&work.owner, plan, &resolved.file)];
+    wanted.extend(shared::all(&work.owner, resolved));
+    for number in &plan.shards {
+        let objects = work.shards.get(number).cloned().unwrap_or_default();
+        match plan.role(wish, *number) {
+            role @ (Role::Active | Role::Parked) => {
+                wanted.push(files::shard(&work.owner, resolved, plan, *number).0);
+                // Never beside a retire Job of the same shard.
+                if objects.job.is_none() && objects.retire_pods.is_empty() {
+                    let running = role == Role::Active;
+                    wanted.push(shard::deployment(&work.owner, resolved, &ctx.config, *number, running));
+                }
+            }
+            Role::Leaving => wanted.extend(retire(work, ctx, resolved, *number, &objects, &mut keep).await?),
+        }
+    }
+    for wanted in &wanted {
+        keep.insert((wanted.kind, wanted.name.clone()));
+        ctx.applier.ensure(namespace, wanted, &work.children).await?;
+    }
+    nudge(work, ctx, resolved, plan, wish).await?;
+    prune(work, ctx, &keep).await
+}
+
+/// The Job that ends a shard's session, when none of its workers is left.
+pub async fn retire(
+    work: &Work<'_>,
+    ctx: &Context,
+    resolved: &Resolved,
+    shard: u32,
+    objects: &ShardObjects,
+    keep: &mut BTreeSet<(Kind, String)>,
+) -> Result<Option<Wanted>, Error> {
+    let wanted = job::retire(&work.owner, resolved, &ctx.config, shard);
+    match &objects.job {
+        // Pruned, and made anew.
+        Some(job) if failed_for(job).is_some_and(|time| time > RETIRE_AGAIN) => Ok(None),
+        Some(_) => {
+            keep.insert((Kind::Job, wanted.name));
+            Ok(None)
+        }
+        None if objects.deployment.is_none() && objects.pods.is_empty() => Ok(Some(wanted)),
+        None => Ok(None),
+    }
+}
+
+/// Pods that do not follow their newest files are asked to look, again and again.
+async fn nudge(
+    work: &Work<'_>,
+    ctx: &Context,
+    resolved: &Resolved,
+    plan: &Plan,
+    wish: &Wish,
+) -> Result<(), Error> {
+    for (number, objects) in &work.shards {
+        if plan.role(wish, *number) != Role::Active || !plan.shards.contains(number) {
+            continue;
+        }
+        let (_, digest) = files::shard(&work.owner, resolved, plan, *number);
+        for (pod, report) in &objects.pods {
+            let behind = report.as_ref().is_some_and(|report| report.manifest != digest);
+            let uid = pod.uid().unwrap_or_default();
+            if behind
+                && pod.metadata.deletion_timestamp.is_none()
+                && ctx.last.is_due(format!("{uid}/{digest}"), NUDGE)
+            {
+                let mark = format!("{digest}-{}", k8s_openapi::jiff::Timestamp::now().as_millisecond());
+                ctx.applier.nudge(pod, &mark).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Deletes what is ours and no longer wanted.
+pub async fn prune(work: &Work<'_>, ctx: &Context, keep: &BTreeSet<(Kind, String)>) -> Result<(), Error> {
+    let unwanted = work.children.iter().filter(|(key, _)| key.0 != Kind::Pod && !keep.contains(key));
+    for ((kind, _), object) in unwanted {
+        ctx.applier.delete(*kind, object).await?;
+    }
+    Ok(())
+}
+
+async fn add_finalizer(pipeline: &IngestPipeline, ctx: &Context) -> Result<(), Error> {
+    let mut finalizers = pipeline.finalizers().to_vec();
+    finalizers.push(names::FINALIZER.to_owned());
+    set_finalizers(pipeline, ctx, &finalizers).await
+}
+
+/// Writes the finalizers, if nobody wrote the object since it was read.
+pub async fn set_finalizers(
+    pipeline: &IngestPipeline,
+    ctx: &Context,
+    finalizers: &[String],
+) -> Result<(), Error> {
+    let api: Api<IngestPipeline> =
+        Api::namespaced(ctx.client.clone(), &pipeline.namespace().unwrap_or_default());
+    let patch =
+        json!({"metadata": {"finalizers": finalizers, "resourceVersion": pipeline.resource_version()}});
+    api.patch(&pipeline.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+    ctx.metrics.wrote("IngestPipeline", "patch");
+    Ok(())
+}
+
+/// Writes the status if it says something new, and Events for what changed.
+pub async fn write_status(
+    work: &Work<'_>,
+    ctx: &Context,
+    wish: &Wish,
+    shards: &[ShardView],
+    plan: &Plan,
+    blocked: status::Blocked,
+    schema: Say,
+) -> Result<(), Error> {
+    let pipeline = work.pipeline;
+    let before = pipeline.status.clone().unwrap_or_default();
+    let facts = Facts {
+        name: &work.owner.name,
+        generation: pipeline.metadata.generation,
+        wish,
+        replicas: pipeline.spec.replicas,
+        shards,
+        plan: (plan.generation, plan.is_moving()),
+        blocked,
+        schema,
+    };
+    let next = status::status(&before, &facts, &now());
+    let uid = pipeline.uid().unwrap_or_default();
+    let numbers = next != before && ctx.last.is_due(format!("{uid}/numbers"), NUMBERS);
+    if !status::differs(&before, &next) && !numbers {
+        return Ok(());
+    }
+    put_status(work, ctx, &next).await?;
+    for kind in ["Ready", "Stalled", "Backpressured", "ScalingLimited"] {
+        ctx.tell(pipeline, &before.conditions, &next.conditions, kind).await;
+    }
+    Ok(())
+}
+
+async fn put_status(work: &Work<'_>, ctx: &Context, next: &IngestPipelineStatus) -> Result<(), Error> {
+    let api: Api<IngestPipeline> = Api::namespaced(ctx.client.clone(), &work.owner.namespace);
+    let object = json!({
+        "apiVersion": IngestPipeline::api_version(&()),
+        "kind": IngestPipeline::kind(&()),
+        "metadata": {"name": work.owner.name},
+        "status": next,
+    });
+    let parameters = PatchParams::apply(&format!("{MANAGER}-status")).force();
+    api.patch_status(&work.owner.name, &parameters, &Patch::Apply(object)).await?;
+    ctx.metrics.wrote("IngestPipeline", "status");
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! The controllers of one namespace, or of all.
+
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use futures_util::{StreamExt, TryFuture};
+use kube::api::Api;
+use kube::runtime::controller::{self, Action, Controller};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher;
+use kube::{Client, Resource, ResourceExt};
+use penstock_crds::{IngestPipeline, TelemetryStore};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use crate::apply::Applier;
+use crate::caches::{Caches, Triggers};
+use crate::context::{Context, Shared};
+use crate::error::Error;
+use crate::metrics::Metrics;
+use crate::poller::{self, Reports};
+use crate::resolve::Config;
+use crate::{pipeline, store};
+
+/// Reconciles of a kind at a time.
+const AT_ONCE: u16 = 8;
+
+/// Runs until told to stop.
+pub async fn run(
+    client: Client,
+    config: Config,
+    namespace: Option<String>,
+    metrics: Metrics,
+    ready: Arc<AtomicBool>,
+    stop: tokio::sync::watch::Receiver<bool>,
+) {
+    let (pipelines, pipelines_asked) = mpsc::unbounded_channel();
+    let (stores, stores_asked) = mpsc::unbounded_channel();
+    let triggers = Triggers { pipelines, stores, metrics: metrics.clone() };
+    let (caches, watches) = Caches::start(&client, namespace.as_deref(), &triggers);
+    let mut tasks = tokio::task::JoinSet::new();
+    for watch in watches {
+        tasks.spawn(watch);
+    }
+    caches.ready().await;
+    let reports = Reports::default();
+    tasks.spawn(poller::run(caches.clone(), reports.clone(), triggers.clone(), metrics.clone()));
+    let reporter = Reporter { controller: "penstock".to_owned(), instance: std::env::var("POD_NAME").ok() };
+    let context = Arc::new(Context {
+        applier: Applier::new(client.clone(), metrics.clone()),
+        recorder: Recorder::new(client.clone(), reporter),
+        pipelines: OnceLock::new(),
+        stores: OnceLock::new(),
+        failures: crate::context::Strikes::default(),
+        last: crate::context::Times::default(),
+        client,
+        config,
+        caches,
+        reports,
+        triggers,
+        metrics,
+    });
+    let scope = namespace.as_deref();
+    let of_pipelines =
+        controller::<IngestPipeline>(&context, scope, pipelines_asked, &context.pipelines, &stop);
+    let of_stores = controller::<TelemetryStore>(&context, scope, stores_asked, &context.stores, &stop);
+    ready.store(true, Ordering::Relaxed);
+    // Stores are reconciled with the pipelines' cache, and the other way round: both are set by now.
+    let pipelines = drive(of_pipelines, &context, pipeline::reconcile);
+    let stores = drive(of_stores, &context, store::reconcile);
+    tokio::join!(pipelines, stores);
+    tasks.shutdown().await;
+}
+
+fn controller<K>(
+    context: &Context,
+    namespace: Option<&str>,
+    asked: mpsc::UnboundedReceiver<ObjectRef<K>>,
+    store: &OnceLock<Store<K>>,
+    stop: &tokio::sync::watch::Receiver<bool>,
+) -> Controller<K>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let api = match namespace {
+        Some(namespace) => Api::namespaced(context.client.clone(), namespace),
+        None => Api::all(context.client.clone()),
+    };
+    let metrics = context.metrics.clone();
+    let asked = UnboundedReceiverStream::new(asked).inspect(move |_| metrics.waiting.dec());
+    let mut stop = stop.clone();
+    let controller = Controller::new(api, watcher::Config::default())
+        .with_config(controller::Config::default().concurrency(AT_ONCE))
+        .reconcile_on(asked)
+        .graceful_shutdown_on(async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+        });
+    let _ = store.set(controller.store());
+    controller
+}
+
+async fn drive<K, F>(controller: Controller<K>, context: &Shared, reconcile: fn(Arc<K>, Shared) -> F)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    F: TryFuture<Ok = Action, Error = Error> + Future<Output = Result<Action, Error>> + Send + 'static,
+{
+    let kind = K::kind(&()).into_owned();
+    let measured = move |object: Arc<K>, context: Shared| {
+        let kind = kind.clone();
+        async move {
+            let (started, uid, name) = (Instant::now(), object.uid().unwrap_or_default(), object.name_any());
+            context.metrics.running.inc();
+            let result = reconcile(Arc::clone(&object), Arc::clone(&context)).await;
+            context.metrics.running.dec();
+            match &result {
+                Ok(_) => context.failures.none(&uid),
+                // Caches are a moment old after each write.
+                Err(Error::Changed(..)) => {}
+                Err(error) => {
+                    tracing::warn!(kind, name, namespace = object.namespace(), reason = error.reason(), %error, "a reconcile failed");
+                }
+            }
+            context.metrics.reconciled(&kind, started, result.as_ref().err().map(Error::reason));
+            result
+        }
+    };
+    let again = |object: Arc<K>, error: &Error, context: Shared| match error {
+        Error::Changed(..) => Action::requeue(std::time::Duration::from_millis(200)),
+        _ => Action::requeue(context.failures.another(object.uid().unwrap_or_default())),
+    };
+    controller
+        .run(measured, again, Arc::clone(context))
+        .for_each(|result| async move {
+            match result {
+                // Told where it failed; or gone meanwhile.
+                Ok(_)
+                | Err(controller::Error::ReconcilerFailed(..) | controller::Error::ObjectNotFound(_)) => {}
+                Err(error) => tracing::warn!(%error, "a controller"),
+            }
+        })
+        .await;
+}
