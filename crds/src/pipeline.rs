@@ -61,7 +61,8 @@ pub struct IngestPipelineSpec {
     /// Stops consuming and keeps the broker's sessions.
     #[serde(default)]
     pub suspend: bool,
-    /// Number of shards.
+    /// Number of shards; each is one pod. Leave it out of what is applied again and again if something
+    /// else scales it.
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 256))]
     pub replicas: i32,
@@ -70,7 +71,7 @@ pub struct IngestPipelineSpec {
     /// How the work is divided among shards.
     #[serde(default)]
     pub sharding: Sharding,
-    /// How much one transaction holds.
+    /// How much one transaction holds, and how much a worker has in hand.
     #[serde(default)]
     #[x_kube(validation = rules::batch_has_bytes())]
     #[x_kube(validation = rules::linger())]
@@ -83,7 +84,7 @@ pub struct IngestPipelineSpec {
     /// When a worker is ready.
     #[serde(default)]
     pub readiness: Readiness,
-    /// Traces.
+    /// Traces of messages, for a collector; none if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracing: Option<Tracing>,
     /// The built-in autoscaler; off if not given.
@@ -117,19 +118,19 @@ pub struct Mqtt {
     #[x_kube(validation = rules::broker_without_login())]
     #[x_kube(validation = rules::broker())]
     pub url: String,
-    /// Protocol version.
+    /// MQTT 5.0 or 3.1.1. There is no fallback from one to the other.
     #[serde(default)]
     pub protocol: Protocol,
     /// First part of the client ids; the shard's number is appended. `penstock-<namespace>-<name>` if
-    /// not given.
+    /// not given. It names the broker's sessions and cannot change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 200))]
     #[x_kube(validation = rules::client_id_prefix())]
     pub client_id_prefix: Option<String>,
-    /// User name and password.
+    /// User name and password; none if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<Auth>,
-    /// TLS beyond the system's certificates.
+    /// Authorities to trust and a certificate of the worker's own, where the URL is `mqtts://`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
     /// What to subscribe, at QoS 1.
@@ -147,11 +148,12 @@ pub struct Mqtt {
     #[serde(default = "default_receive_maximum")]
     #[schemars(range(min = 1, max = 65535))]
     pub receive_maximum: u16,
-    /// Keep-alive interval, at least 5 s.
+    /// Keep-alive interval, 5s to 18h.
     #[serde(default = "default_keep_alive")]
     #[x_kube(validation = rules::keep_alive())]
     pub keep_alive: Duration,
-    /// How long the broker keeps a session while nobody is connected (MQTT 5).
+    /// How long the broker keeps a session, and what it queues, while nobody is connected (MQTT 5). At least
+    /// 1m; at most 5m with `sharding.by: Shared`.
     #[serde(default = "default_session_expiry")]
     #[x_kube(validation = rules::session_expiry())]
     pub session_expiry: Duration,
@@ -163,7 +165,7 @@ pub struct Mqtt {
     #[serde(default = "default_sessions")]
     #[schemars(range(min = 1, max = 64))]
     pub sessions: u8,
-    /// Sparkplug B.
+    /// How Sparkplug B is read.
     #[serde(default)]
     pub sparkplug: Sparkplug,
 }
@@ -246,13 +248,14 @@ pub struct ClientCertificate {
 #[x_kube(validation = rules::line_protocol_has_numbers())]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Subscription {
-    /// A topic filter.
+    /// A topic filter, such as `plant/+/telem` or `plant/#`. Each stands once.
     #[schemars(length(min = 1, max = 1000))]
     #[x_kube(validation = rules::filter_is_not_shared())]
     #[x_kube(validation = rules::filter_ends_with_hash())]
     #[x_kube(validation = rules::filter_has_whole_plus())]
     pub filter: String,
-    /// Format of the payloads.
+    /// Format of the payloads. `Auto` tells the normalized JSON, `Je02`, `Parsec`, `Sensors` and `SenML` by
+    /// the topic and the payload's own marks.
     #[serde(default)]
     pub format: Format,
     /// `Fields`: the field that holds the time; `ts` if not given.
@@ -316,9 +319,10 @@ pub enum Rebirth {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Sharding {
-    /// What a shard owns.
+    /// What a shard owns: filters (`Topic`), tenants (`Tenant`), or nothing, and the broker divides
+    /// (`Shared`). It cannot change.
     pub by: ShardBy,
-    /// The tenants to divide, where it is by tenant.
+    /// The tenants to divide, with `by: Tenant`. The filters then have a '+' at the layout's `{tenant}`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000), inner(length(min = 1, max = 255)))]
     pub tenants: Vec<String>,
@@ -340,14 +344,14 @@ pub enum ShardBy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Batch {
-    /// Rows.
+    /// Rows of a transaction at most.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_rows: u32,
-    /// Payload bytes.
+    /// Payload bytes of a transaction at most.
     pub max_bytes: Size,
-    /// Longest wait for more, while the broker's window is not full.
+    /// Longest wait for more, while the broker's window is not full; at most 1s.
     pub linger: Duration,
-    /// Bytes of all deliveries in hand. The one bound on memory.
+    /// Bytes of all deliveries in hand: the one bound on memory. More than `maxPacketSize`, less than 4Gi.
     pub max_in_hand: Size,
 }
 
@@ -366,9 +370,9 @@ impl Default for Batch {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Accept {
-    /// Oldest time; must be younger than the store's retention.
+    /// Oldest age that is stored; shorter than the store's retention.
     pub max_age: Duration,
-    /// Farthest time in the future.
+    /// Farthest time in the future that is stored.
     pub max_ahead: Duration,
     /// Whether a sample without a time gets the time of its receipt. It is then stored at least once.
     pub receive_time: ReceiveTime,

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use kube_cel::Validator;
 use penstock_crds::{IngestPipeline, Manifest, TelemetryStore, validate};
 use serde::Deserialize;
@@ -145,4 +148,46 @@ fn every_rule_has_a_bad_manifest() {
             assert!(told.contains(&message), "{kind} has no bad manifest for: {message}");
         }
     }
+}
+
+const NAMESPACE: &str = "penstock-refusals";
+
+/// Runs kubectl in a namespace of its own; whether it did what was asked, and what it said.
+fn kubectl(arguments: &[&str], input: &str) -> (bool, String) {
+    let program = std::env::var("KUBECTL").unwrap_or_else(|_| "kubectl".to_owned());
+    let mut child = Command::new(program)
+        .args(["--namespace", NAMESPACE])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(said).unwrap())
+}
+
+#[test]
+#[ignore = "needs a cluster with the definitions: KUBECONFIG, and KUBECTL if it is not in the PATH"]
+fn a_real_api_server_agrees() {
+    let _ = kubectl(&["create", "namespace", NAMESPACE], "");
+    let (taken, said) = kubectl(&["apply", "--dry-run=server", "-f", "-"], EXAMPLE);
+    assert!(taken, "the example: {said}");
+    for case in cases() {
+        let verb = if case.from.is_some() { "replace" } else { "create" };
+        if case.from.is_some() {
+            let (made, said) = kubectl(&["create", "-f", "-"], &case.patched(&Value::Null).to_string());
+            assert!(made, "{said}");
+        }
+        let ask = |patch| kubectl(&[verb, "--dry-run=server", "-f", "-"], &case.patched(patch).to_string());
+        let (taken, said) = ask(&case.good);
+        assert!(taken, "the good one for: {}: {said}", case.says);
+        let (taken, said) = ask(&case.bad);
+        assert!(!taken && said.contains(&case.says), "the bad one for: {}: {said}", case.says);
+        let (_, said) = kubectl(&["delete", &case.of, "--all", "--wait=true"], "");
+        assert!(!said.to_lowercase().contains("error"), "{said}");
+    }
+    let _ = kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"], "");
 }

@@ -1,6 +1,7 @@
 //! The scenarios, by what they fault.
 
 mod broker;
+mod chart;
 mod crash;
 pub mod data;
 mod database;
@@ -42,6 +43,7 @@ pub fn all() -> Vec<Scenario> {
         tracing::all(),
         policies::all(),
         tenants::all(),
+        chart::all(),
         operator::all(),
     ]
     .concat()

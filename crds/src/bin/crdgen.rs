@@ -34,6 +34,7 @@ fn run(folder: &Path, check: bool) -> Result<(), String> {
         let path = folder.join(name);
         let mut definition = definition.map_err(|error| error.to_string())?;
         structural(&mut definition);
+        explain(&mut definition);
         let text = serde_saphyr::to_string(&definition).map_err(|error| error.to_string())?;
         let text = format!("{HEADER}{text}");
         if !check {
@@ -66,4 +67,37 @@ fn structural(schema: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(structural),
         _ => {}
     }
+}
+
+/// For `kubectl explain`, which wraps lines by itself and shows no defaults.
+fn explain(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            let default = match fields.get("default") {
+                Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
+                Some(Value::Number(number)) if number.as_f64() != Some(0.0) => Some(number.to_string()),
+                _ => None,
+            };
+            if let Some(Value::String(description)) = fields.get_mut("description") {
+                let default = default.map_or_else(String::new, |default| format!(" Default: {default}."));
+                *description = unwrapped(description) + &default;
+            }
+            fields.values_mut().for_each(explain);
+        }
+        Value::Array(items) => items.iter_mut().for_each(explain),
+        _ => {}
+    }
+}
+
+/// Each paragraph in one line. Lists and indented lines stay.
+fn unwrapped(text: &str) -> String {
+    let mut joined = String::new();
+    for line in text.lines() {
+        let goes_on = !line.is_empty() && !line.starts_with([' ', '-', '*']) && !joined.ends_with('\n');
+        if !joined.is_empty() {
+            joined.push(if goes_on { ' ' } else { '\n' });
+        }
+        joined.push_str(line);
+    }
+    joined
 }

@@ -1,0 +1,247 @@
+//! What the Helm chart makes of its values. Needs helm, and no cluster.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::bed::Bed;
+use crate::scenario;
+use crate::stack;
+use crate::suite::Scenario;
+
+/// Without a cluster helm would take an old version for granted.
+const KUBERNETES: &str = "1.34.2";
+
+pub fn all() -> Vec<Scenario> {
+    vec![
+        scenario!(a_chart_without_values_serves_all_namespaces_and_passes_the_restricted_level),
+        scenario!(a_charts_rights_end_at_the_listed_namespaces_and_never_reach_secrets),
+        scenario!(a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for),
+        scenario!(a_chart_refuses_values_that_it_does_not_know),
+        scenario!(a_charts_workers_have_an_image_of_their_own_or_the_operators),
+        scenario!(a_chart_brings_the_generated_definitions_and_keeps_them),
+    ]
+}
+
+/// The newest helm of the cache; the cluster's tests build it.
+fn helm() -> Result<PathBuf> {
+    let home = std::env::var("HOME").unwrap_or_default();
+    let cache = std::env::var("XDG_CACHE_HOME").unwrap_or_else(|_| format!("{home}/.cache"));
+    let folders = std::fs::read_dir(PathBuf::from(cache).join("penstock"))?;
+    let helms = folders.filter_map(|entry| Some(entry.ok()?.path().join("helm")));
+    helms.filter(|path| path.is_file()).max().context("helm is not built")
+}
+
+fn run(bed: &Bed, arguments: &[&str]) -> Result<Output> {
+    let mut helm = Command::new(helm()?);
+    for name in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+        helm.env(name, bed.folder.join("helm"));
+    }
+    Ok(helm.args(arguments).current_dir(stack::project()).output()?)
+}
+
+/// The objects of a release, with values as `--set` takes them.
+fn template(bed: &Bed, values: &[&str]) -> Result<Vec<Value>> {
+    let mut arguments = vec!["template", "penstock", "charts/penstock", "--namespace", "penstock-system"];
+    arguments.extend(["--kube-version", KUBERNETES]);
+    arguments.extend(values.iter().flat_map(|value| ["--set", value]));
+    let output = run(bed, &arguments)?;
+    ensure!(output.status.success(), "helm: {}", String::from_utf8_lossy(&output.stderr));
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&String::from_utf8(output.stdout)?)?;
+    Ok(documents.into_iter().filter(|document| !document.is_null()).collect())
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
+    objects.iter().filter(move |object| object["kind"] == kind)
+}
+
+fn one<'a>(objects: &'a [Value], kind: &'a str) -> Result<&'a Value> {
+    let found: Vec<&Value> = of_kind(objects, kind).collect();
+    let [object] = found.as_slice() else { bail!("{} objects {kind}", found.len()) };
+    Ok(object)
+}
+
+/// What must be equal, and what it is called.
+fn same(what: &str, found: &Value, expected: &Value) -> Result<()> {
+    ensure!(found == expected, "{what} is {found}, not {expected}");
+    Ok(())
+}
+
+fn variable<'a>(deployment: &'a Value, name: &str) -> &'a Value {
+    let variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array();
+    variables
+        .and_then(|variables| variables.iter().find(|variable| variable["name"] == name))
+        .map_or(&Value::Null, |variable| &variable["value"])
+}
+
+async fn a_chart_without_values_serves_all_namespaces_and_passes_the_restricted_level(
+    bed: &mut Bed,
+) -> Result<()> {
+    let lint = run(bed, &["lint", "--strict", "charts/penstock"])?;
+    ensure!(lint.status.success(), "{}", String::from_utf8_lossy(&lint.stdout));
+    let objects = template(bed, &[])?;
+    let deployment = one(&objects, "Deployment")?;
+    same("the list of namespaces", variable(deployment, "PENSTOCK_NAMESPACES"), &json!(""))?;
+    same("the strategy", &deployment["spec"]["strategy"], &json!({"type": "Recreate"}))?;
+    same(
+        "the selector",
+        &deployment["spec"]["selector"]["matchLabels"],
+        &json!({
+            "app.kubernetes.io/name": "penstock", "app.kubernetes.io/instance": "penstock", "app.kubernetes.io/component": "operator",
+        }),
+    )?;
+    let job = one(&objects, "Job")?;
+    same("the hook", &job["metadata"]["annotations"]["helm.sh/hook"], &json!("pre-delete"))?;
+    for workload in [deployment, job] {
+        let pod = &workload["spec"]["template"]["spec"];
+        let security = &pod["securityContext"];
+        same("runAsNonRoot", &security["runAsNonRoot"], &json!(true))?;
+        same("the seccomp profile", &security["seccompProfile"]["type"], &json!("RuntimeDefault"))?;
+        let container = &pod["containers"][0]["securityContext"];
+        same(
+            "the container's security",
+            container,
+            &json!({
+                "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+            }),
+        )?;
+    }
+    let accounts: BTreeSet<_> =
+        of_kind(&objects, "ServiceAccount").map(|a| a["metadata"]["name"].as_str()).collect();
+    ensure!(accounts == BTreeSet::from([Some("penstock"), Some("penstock-release")]), "{accounts:?}");
+    for kind in ["ServiceMonitor", "PodMonitor", "NetworkPolicy"] {
+        ensure!(of_kind(&objects, kind).next().is_none(), "a {kind} that nobody asked for");
+    }
+    Ok(())
+}
+
+async fn a_charts_rights_end_at_the_listed_namespaces_and_never_reach_secrets(bed: &mut Bed) -> Result<()> {
+    let listed = template(bed, &["namespaces={north,south}"])?;
+    same(
+        "the list of namespaces",
+        variable(one(&listed, "Deployment")?, "PENSTOCK_NAMESPACES"),
+        &json!("north,south"),
+    )?;
+    let cluster = one(&listed, "ClusterRole")?;
+    same(
+        "what is left for the cluster",
+        &cluster["rules"],
+        &json!([
+            {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"], "resourceNames": ["north", "south"]},
+        ]),
+    )?;
+    let roles: BTreeSet<_> = of_kind(&listed, "Role")
+        .map(|role| (role["metadata"]["namespace"].as_str(), role["metadata"]["name"].as_str()))
+        .collect();
+    let expected = BTreeSet::from([
+        (Some("north"), Some("penstock")),
+        (Some("north"), Some("penstock-release")),
+        (Some("south"), Some("penstock")),
+        (Some("south"), Some("penstock-release")),
+        (Some("penstock-system"), Some("penstock-release-operator")),
+    ]);
+    ensure!(roles == expected, "{roles:?}");
+    for objects in [listed, template(bed, &[])?] {
+        for role in of_kind(&objects, "Role").chain(of_kind(&objects, "ClusterRole")) {
+            let rules = role["rules"].to_string();
+            ensure!(!rules.contains("secrets") && !rules.contains("\"*\""), "{rules}");
+            let kind = format!("{}Binding", role["kind"].as_str().unwrap_or_default());
+            let bound = of_kind(&objects, &kind).any(|binding| {
+                binding["roleRef"]["name"] == role["metadata"]["name"]
+                    && binding["metadata"]["namespace"] == role["metadata"]["namespace"]
+                    && binding["subjects"][0]["namespace"] == "penstock-system"
+            });
+            ensure!(bound, "{} is bound to nobody", role["metadata"]["name"]);
+        }
+    }
+    Ok(())
+}
+
+async fn a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for(bed: &mut Bed) -> Result<()> {
+    let on =
+        ["serviceMonitor.enabled=true", "podMonitor.enabled=true", "podMonitor.labels.release=prometheus"];
+    let objects = template(bed, &on)?;
+    let service = one(&objects, "Service")?;
+    let monitor = one(&objects, "ServiceMonitor")?;
+    for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_object().context("a selector")? {
+        same(label, &service["metadata"]["labels"][label], value)?;
+    }
+    same("the port", &monitor["spec"]["endpoints"][0]["port"], &service["spec"]["ports"][0]["name"])?;
+    let workers = one(&objects, "PodMonitor")?;
+    same("where", &workers["spec"]["namespaceSelector"], &json!({"any": true}))?;
+    same(
+        "which pods",
+        &workers["spec"]["selector"]["matchLabels"],
+        &json!({
+            "app.kubernetes.io/component": "worker", "app.kubernetes.io/managed-by": "penstock",
+        }),
+    )?;
+    same("a label", &workers["metadata"]["labels"]["release"], &json!("prometheus"))?;
+    let listed = template(bed, &[&on[..], &["namespaces={north}"]].concat())?;
+    same(
+        "where",
+        &one(&listed, "PodMonitor")?["spec"]["namespaceSelector"],
+        &json!({"matchNames": ["north"]}),
+    )
+}
+
+async fn a_chart_refuses_values_that_it_does_not_know(bed: &mut Bed) -> Result<()> {
+    for (value, said) in [
+        ("replicas=2", "additional properties 'replicas' not allowed"),
+        ("image.tagg=1", "at '/image': additional properties 'tagg' not allowed"),
+        ("namespaces={North}", "at '/namespaces/0'"),
+        ("image.pullPolicy=Sometimes", "at '/image/pullPolicy'"),
+        ("serviceMonitor.enabled=yes", "at '/serviceMonitor/enabled'"),
+        ("networkPolicy.apiServerPorts={0}", "at '/networkPolicy/apiServerPorts/0'"),
+    ] {
+        let Err(refusal) = template(bed, &[value]) else { bail!("{value} is taken") };
+        ensure!(refusal.to_string().contains(said), "{value}: {refusal}");
+    }
+    Ok(())
+}
+
+async fn a_charts_workers_have_an_image_of_their_own_or_the_operators(bed: &mut Bed) -> Result<()> {
+    for (values, operator, worker) in [
+        (&[][..], "penstock:0.1.0", "penstock:0.1.0"),
+        (&["image.repository=r.example/p", "image.tag=v2"][..], "r.example/p:v2", "r.example/p:v2"),
+        (&["image.tag=v2", "worker.image.tag=v1"][..], "penstock:v2", "penstock:v1"),
+        (&["worker.image.repository=w", "worker.image.pullPolicy=Always"][..], "penstock:0.1.0", "w:0.1.0"),
+    ] {
+        let objects = template(bed, values)?;
+        let deployment = one(&objects, "Deployment")?;
+        let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+        same("the operator's image", &container["image"], &json!(operator))?;
+        same("the workers' image", variable(deployment, "PENSTOCK_WORKER_IMAGE"), &json!(worker))?;
+        let policy = if values.len() == 2 && worker == "w:0.1.0" { "Always" } else { "IfNotPresent" };
+        same("its policy", variable(deployment, "PENSTOCK_WORKER_PULL_POLICY"), &json!(policy))?;
+        let job = one(&objects, "Job")?;
+        same(
+            "the hook's image",
+            &job["spec"]["template"]["spec"]["containers"][0]["image"],
+            &json!(operator),
+        )?;
+    }
+    Ok(())
+}
+
+async fn a_chart_brings_the_generated_definitions_and_keeps_them(bed: &mut Bed) -> Result<()> {
+    let objects = template(bed, &[])?;
+    let templated: Vec<&Value> = of_kind(&objects, "CustomResourceDefinition").collect();
+    ensure!(templated.len() == 2, "{} definitions", templated.len());
+    for (definition, file) in templated.into_iter().zip(["ingestpipeline", "telemetrystore"]) {
+        let text = std::fs::read_to_string(stack::project().join(format!("crds/yaml/{file}.yaml")))?;
+        let generated: Value = serde_saphyr::from_str(&text)?;
+        ensure!(*definition == generated, "{file} is not what was generated");
+        let policy = &definition["metadata"]["annotations"]["helm.sh/resource-policy"];
+        same("the policy", policy, &json!("keep"))?;
+    }
+    let without = template(bed, &["crds.install=false"])?;
+    ensure!(
+        of_kind(&without, "CustomResourceDefinition").next().is_none(),
+        "definitions that are not wanted"
+    );
+    Ok(())
+}
