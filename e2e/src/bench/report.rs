@@ -94,6 +94,15 @@ pub struct Window {
     pub commit_ms: f64,
     /// W/(RTT+L).
     pub bound: f64,
+    /// Messages a second of a bare loop that commits half the window at a time, and all of it.
+    pub bare: [f64; 2],
+}
+
+impl Window {
+    /// The rate against that of the better bare loop.
+    pub fn share_of_bare(&self) -> f64 {
+        self.messages_a_second / self.bare[0].max(self.bare[1])
+    }
 }
 
 /// All of it.
@@ -157,11 +166,13 @@ impl Report {
             "Latency at {messages_a_second:.0} messages a second of {points_of_a_message} points: \
              p50 {p50_ms:.1} ms, p99 {p99_ms:.1} ms"
         )?;
-        let Window { size, messages_a_second, round_trip_ms, commit_ms, bound } = self.window;
+        let Window { size, messages_a_second, round_trip_ms, commit_ms, bound, bare: [half, whole] } =
+            self.window;
         writeln!(
             out,
             "Window {size}: {messages_a_second:.0} messages a second; W/(RTT+L) = {bound:.0} with \
-             RTT {round_trip_ms:.2} ms, L {commit_ms:.2} ms\n\n\
+             RTT {round_trip_ms:.2} ms, L {commit_ms:.2} ms; bare loop {half:.0} with half the window at a time, \
+             {whole:.0} with all of it\n\n\
              Mark                                             measured   wanted"
         )?;
         for Mark { name, value, wanted, at_least, met } in &self.marks {

@@ -200,7 +200,7 @@ async fn retired(bed: &Bed, shard: &str, proof: Proof) -> Result<()> {
 }
 
 async fn jobs_leave_how_they_ended_and_any_shard_can_be_retired(bed: &mut Bed) -> Result<()> {
-    let plain = std::fs::read_to_string(bed.manifest(|text| text)?)?;
+    let without = std::fs::read_to_string(bed.manifest(|text| text)?)?;
     let Outcome::Done(report) = job::<StoreReport>(bed, &["migrate"]).await? else { bail!("not migrated") };
     ensure!(report.schema_version.is_some() && !report.edition.is_empty(), "{report:?}");
     ensure!(report.size_bytes.is_some_and(|bytes| bytes > 10_000), "{report:?}");
@@ -221,7 +221,7 @@ async fn jobs_leave_how_they_ended_and_any_shard_can_be_retired(bed: &mut Bed) -
     for (n, sharding, key) in
         [(1, "Topic", KINDS[0]), (2, "Tenant, tenants: [t0, t1]", "t0"), (3, "Shared", "")]
     {
-        let text = plain.replace("  sink:", &format!("  sharding: {{by: {sharding}}}\n  sink:"));
+        let text = without.replace("  sink:", &format!("  sharding: {{by: {sharding}}}\n  sink:"));
         let text = if sharding == "Shared" {
             text.replace("sessionExpiry: 24h", "sessionExpiry: 300s")
         } else {
