@@ -10,6 +10,8 @@ mod network;
 mod node;
 mod pki;
 mod programs;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, File};
 use std::net::{IpAddr, UdpSocket};

@@ -206,7 +206,12 @@ mod tests {
     fn a_process_that_only_names_a_script_is_not_one_of_its_own() {
         let script = Path::new("/nowhere/node-1.sh");
         let mut other = Command::new("sleep").args(["60"]).env("SCRIPT", script).spawn().unwrap();
-        let mut reader = Command::new("tail").arg("-f").arg("/dev/null").arg(script).spawn().unwrap();
+        let mut reader = Command::new("tail")
+            .args(["-q", "-f", "/dev/null"])
+            .arg(script)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         assert!(!is_running(script));
         kill(script).unwrap();
         for child in [&mut other, &mut reader] {
