@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 use sqlx::{Connection, PgConnection};
 
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster};
 use crate::plant;
 use crate::publisher::{self, Outgoing};
 use crate::stack::mosquitto::{Mosquitto, Setup};
@@ -41,6 +41,8 @@ pub struct Needs {
     pub plain: bool,
     /// A Kubernetes cluster with the operator.
     pub cluster: bool,
+    /// Helm alone.
+    pub helm: bool,
 }
 
 impl Stack {
@@ -102,6 +104,8 @@ impl Stack {
             Some("it stops the broker, and MQTT_URL names one that is not ours")
         } else if needs.server && self.server.is_none() {
             Some("it stops the database, and DATABASE_URL names one that is not ours")
+        } else if needs.helm && !cluster::has_helm() {
+            Some("it runs helm, which is built with Go: install Go (https://go.dev/dl)")
         } else {
             None
         }

@@ -63,6 +63,24 @@ fn own_kubeconfig() -> PathBuf {
 }
 
 #[allow(dead_code, reason = "for tests of what runs on a cluster")]
+/// helm without a cluster, built if it is not there yet.
+pub fn helm() -> Result<Command> {
+    let folder = folder().join("helm");
+    let mut helm = Command::new(programs::helm()?);
+    // Nothing of the user's own.
+    for (name, inside) in
+        [("HELM_CACHE_HOME", "cache"), ("HELM_CONFIG_HOME", "config"), ("HELM_DATA_HOME", "data")]
+    {
+        helm.env(name, folder.join(inside));
+    }
+    Ok(helm)
+}
+
+/// Whether helm is there or can be built.
+pub fn has_helm() -> bool {
+    programs::has_helm()
+}
+
 impl Cluster {
     /// Starts one that ends with this process. Uses the one that KUBECONFIG names instead, if it does.
     pub fn start(nodes: u8) -> Result<Self> {
@@ -177,14 +195,7 @@ impl Cluster {
     }
 
     fn helm_command(&self) -> Result<Command> {
-        let folder = folder().join("helm");
-        let mut helm = Command::new(programs::helm()?);
-        // Nothing of the user's own.
-        for (name, inside) in
-            [("HELM_CACHE_HOME", "cache"), ("HELM_CONFIG_HOME", "config"), ("HELM_DATA_HOME", "data")]
-        {
-            helm.env(name, folder.join(inside));
-        }
+        let mut helm = helm()?;
         helm.env("KUBECONFIG", &self.kubeconfig);
         Ok(helm)
     }

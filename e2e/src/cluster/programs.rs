@@ -80,6 +80,12 @@ pub fn helm() -> Result<PathBuf> {
     Ok(HELM.built(|_| true)?.join("helm"))
 }
 
+/// Whether it is there or can be built.
+pub fn has_helm() -> bool {
+    HELM.folder().is_ok_and(|folder| HELM.unbuilt(&folder, |_| true).is_empty())
+        || Command::new("go").arg("version").output().is_ok()
+}
+
 /// Kubernetes' version.
 pub fn kubernetes_version() -> Result<&'static str> {
     KUBERNETES.version()

@@ -1,13 +1,15 @@
 //! What the Helm chart makes of its values. Needs helm, and no cluster.
 
+#![allow(clippy::unused_async, reason = "a scenario is async; these wait for nothing")]
+
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::bed::Bed;
+use crate::cluster;
 use crate::scenario;
 use crate::stack;
 use crate::suite::Scenario;
@@ -17,38 +19,25 @@ const KUBERNETES: &str = "1.34.2";
 
 pub fn all() -> Vec<Scenario> {
     vec![
-        scenario!(a_chart_without_values_serves_all_namespaces_and_passes_the_restricted_level),
-        scenario!(a_charts_rights_end_at_the_listed_namespaces_and_never_reach_secrets),
-        scenario!(a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for),
-        scenario!(a_chart_refuses_values_that_it_does_not_know),
-        scenario!(a_charts_workers_have_an_image_of_their_own_or_the_operators),
-        scenario!(a_chart_brings_the_generated_definitions_and_keeps_them),
+        scenario!(a_chart_without_values_serves_all_namespaces_and_passes_the_restricted_level[helm]),
+        scenario!(a_charts_rights_end_at_the_listed_namespaces_and_never_reach_secrets[helm]),
+        scenario!(a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for[helm]),
+        scenario!(a_chart_refuses_values_that_it_does_not_know[helm]),
+        scenario!(a_charts_workers_have_an_image_of_their_own_or_the_operators[helm]),
+        scenario!(a_chart_brings_the_generated_definitions_and_keeps_them[helm]),
     ]
 }
 
-/// The newest helm of the cache; the cluster's tests build it.
-fn helm() -> Result<PathBuf> {
-    let home = std::env::var("HOME").unwrap_or_default();
-    let cache = std::env::var("XDG_CACHE_HOME").unwrap_or_else(|_| format!("{home}/.cache"));
-    let folders = std::fs::read_dir(PathBuf::from(cache).join("penstock"))?;
-    let helms = folders.filter_map(|entry| Some(entry.ok()?.path().join("helm")));
-    helms.filter(|path| path.is_file()).max().context("helm is not built")
-}
-
-fn run(bed: &Bed, arguments: &[&str]) -> Result<Output> {
-    let mut helm = Command::new(helm()?);
-    for name in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
-        helm.env(name, bed.folder.join("helm"));
-    }
-    Ok(helm.args(arguments).current_dir(stack::project()).output()?)
+fn run(arguments: &[&str]) -> Result<Output> {
+    Ok(cluster::helm()?.args(arguments).current_dir(stack::project()).output()?)
 }
 
 /// The objects of a release, with values as `--set` takes them.
-fn template(bed: &Bed, values: &[&str]) -> Result<Vec<Value>> {
+fn template(values: &[&str]) -> Result<Vec<Value>> {
     let mut arguments = vec!["template", "penstock", "charts/penstock", "--namespace", "penstock-system"];
     arguments.extend(["--kube-version", KUBERNETES]);
     arguments.extend(values.iter().flat_map(|value| ["--set", value]));
-    let output = run(bed, &arguments)?;
+    let output = run(&arguments)?;
     ensure!(output.status.success(), "helm: {}", String::from_utf8_lossy(&output.stderr));
     let documents: Vec<Value> = serde_saphyr::from_multiple(&String::from_utf8(output.stdout)?)?;
     Ok(documents.into_iter().filter(|document| !document.is_null()).collect())
@@ -78,11 +67,11 @@ fn variable<'a>(deployment: &'a Value, name: &str) -> &'a Value {
 }
 
 async fn a_chart_without_values_serves_all_namespaces_and_passes_the_restricted_level(
-    bed: &mut Bed,
+    _: &mut Bed,
 ) -> Result<()> {
-    let lint = run(bed, &["lint", "--strict", "charts/penstock"])?;
+    let lint = run(&["lint", "--strict", "charts/penstock"])?;
     ensure!(lint.status.success(), "{}", String::from_utf8_lossy(&lint.stdout));
-    let objects = template(bed, &[])?;
+    let objects = template(&[])?;
     let deployment = one(&objects, "Deployment")?;
     same("the list of namespaces", variable(deployment, "PENSTOCK_NAMESPACES"), &json!(""))?;
     same("the strategy", &deployment["spec"]["strategy"], &json!({"type": "Recreate"}))?;
@@ -118,8 +107,8 @@ async fn a_chart_without_values_serves_all_namespaces_and_passes_the_restricted_
     Ok(())
 }
 
-async fn a_charts_rights_end_at_the_listed_namespaces_and_never_reach_secrets(bed: &mut Bed) -> Result<()> {
-    let listed = template(bed, &["namespaces={north,south}"])?;
+async fn a_charts_rights_end_at_the_listed_namespaces_and_never_reach_secrets(_: &mut Bed) -> Result<()> {
+    let listed = template(&["namespaces={north,south}"])?;
     same(
         "the list of namespaces",
         variable(one(&listed, "Deployment")?, "PENSTOCK_NAMESPACES"),
@@ -133,7 +122,7 @@ async fn a_charts_rights_end_at_the_listed_namespaces_and_never_reach_secrets(be
             {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"], "resourceNames": ["north", "south"]},
         ]),
     )?;
-    let roles: BTreeSet<_> = of_kind(&listed, "Role")
+    let granted: BTreeSet<_> = of_kind(&listed, "Role")
         .map(|role| (role["metadata"]["namespace"].as_str(), role["metadata"]["name"].as_str()))
         .collect();
     let expected = BTreeSet::from([
@@ -143,8 +132,8 @@ async fn a_charts_rights_end_at_the_listed_namespaces_and_never_reach_secrets(be
         (Some("south"), Some("penstock-release")),
         (Some("penstock-system"), Some("penstock-release-operator")),
     ]);
-    ensure!(roles == expected, "{roles:?}");
-    for objects in [listed, template(bed, &[])?] {
+    ensure!(granted == expected, "{granted:?}");
+    for objects in [listed, template(&[])?] {
         for role in of_kind(&objects, "Role").chain(of_kind(&objects, "ClusterRole")) {
             let rules = role["rules"].to_string();
             ensure!(!rules.contains("secrets") && !rules.contains("\"*\""), "{rules}");
@@ -160,10 +149,10 @@ async fn a_charts_rights_end_at_the_listed_namespaces_and_never_reach_secrets(be
     Ok(())
 }
 
-async fn a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for(bed: &mut Bed) -> Result<()> {
+async fn a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for(_: &mut Bed) -> Result<()> {
     let on =
         ["serviceMonitor.enabled=true", "podMonitor.enabled=true", "podMonitor.labels.release=prometheus"];
-    let objects = template(bed, &on)?;
+    let objects = template(&on)?;
     let service = one(&objects, "Service")?;
     let monitor = one(&objects, "ServiceMonitor")?;
     for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_object().context("a selector")? {
@@ -180,7 +169,7 @@ async fn a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for(b
         }),
     )?;
     same("a label", &workers["metadata"]["labels"]["release"], &json!("prometheus"))?;
-    let listed = template(bed, &[&on[..], &["namespaces={north}"]].concat())?;
+    let listed = template(&[&on[..], &["namespaces={north}"]].concat())?;
     same(
         "where",
         &one(&listed, "PodMonitor")?["spec"]["namespaceSelector"],
@@ -188,7 +177,7 @@ async fn a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for(b
     )
 }
 
-async fn a_chart_refuses_values_that_it_does_not_know(bed: &mut Bed) -> Result<()> {
+async fn a_chart_refuses_values_that_it_does_not_know(_: &mut Bed) -> Result<()> {
     for (value, said) in [
         ("replicas=2", "additional properties 'replicas' not allowed"),
         ("image.tagg=1", "at '/image': additional properties 'tagg' not allowed"),
@@ -197,20 +186,20 @@ async fn a_chart_refuses_values_that_it_does_not_know(bed: &mut Bed) -> Result<(
         ("serviceMonitor.enabled=yes", "at '/serviceMonitor/enabled'"),
         ("networkPolicy.apiServerPorts={0}", "at '/networkPolicy/apiServerPorts/0'"),
     ] {
-        let Err(refusal) = template(bed, &[value]) else { bail!("{value} is taken") };
+        let Err(refusal) = template(&[value]) else { bail!("{value} is taken") };
         ensure!(refusal.to_string().contains(said), "{value}: {refusal}");
     }
     Ok(())
 }
 
-async fn a_charts_workers_have_an_image_of_their_own_or_the_operators(bed: &mut Bed) -> Result<()> {
+async fn a_charts_workers_have_an_image_of_their_own_or_the_operators(_: &mut Bed) -> Result<()> {
     for (values, operator, worker) in [
         (&[][..], "penstock:0.1.0", "penstock:0.1.0"),
         (&["image.repository=r.example/p", "image.tag=v2"][..], "r.example/p:v2", "r.example/p:v2"),
         (&["image.tag=v2", "worker.image.tag=v1"][..], "penstock:v2", "penstock:v1"),
         (&["worker.image.repository=w", "worker.image.pullPolicy=Always"][..], "penstock:0.1.0", "w:0.1.0"),
     ] {
-        let objects = template(bed, values)?;
+        let objects = template(values)?;
         let deployment = one(&objects, "Deployment")?;
         let container = &deployment["spec"]["template"]["spec"]["containers"][0];
         same("the operator's image", &container["image"], &json!(operator))?;
@@ -227,8 +216,8 @@ async fn a_charts_workers_have_an_image_of_their_own_or_the_operators(bed: &mut 
     Ok(())
 }
 
-async fn a_chart_brings_the_generated_definitions_and_keeps_them(bed: &mut Bed) -> Result<()> {
-    let objects = template(bed, &[])?;
+async fn a_chart_brings_the_generated_definitions_and_keeps_them(_: &mut Bed) -> Result<()> {
+    let objects = template(&[])?;
     let templated: Vec<&Value> = of_kind(&objects, "CustomResourceDefinition").collect();
     ensure!(templated.len() == 2, "{} definitions", templated.len());
     for (definition, file) in templated.into_iter().zip(["ingestpipeline", "telemetrystore"]) {
@@ -238,7 +227,7 @@ async fn a_chart_brings_the_generated_definitions_and_keeps_them(bed: &mut Bed) 
         let policy = &definition["metadata"]["annotations"]["helm.sh/resource-policy"];
         same("the policy", policy, &json!("keep"))?;
     }
-    let without = template(bed, &["crds.install=false"])?;
+    let without = template(&["crds.install=false"])?;
     ensure!(
         of_kind(&without, "CustomResourceDefinition").next().is_none(),
         "definitions that are not wanted"
