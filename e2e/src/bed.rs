@@ -41,6 +41,8 @@ pub struct Needs {
     pub plain: bool,
     /// A Kubernetes cluster with the operator.
     pub cluster: bool,
+    /// No other scenario beside it, and all others before.
+    pub alone: bool,
     /// Helm alone.
     pub helm: bool,
 }
@@ -99,16 +101,21 @@ impl Stack {
     }
 
     /// Why a scenario with these needs cannot run here.
-    pub fn lacks(&self, needs: Needs) -> Option<&'static str> {
-        if needs.broker && self.external_broker.is_some() {
-            Some("it stops the broker, and MQTT_URL names one that is not ours")
+    pub fn lacks(&self, needs: Needs) -> Option<String> {
+        let why = if needs.broker && self.external_broker.is_some() {
+            "it stops the broker, and MQTT_URL names one that is not ours"
         } else if needs.server && self.server.is_none() {
-            Some("it stops the database, and DATABASE_URL names one that is not ours")
+            "it stops the database, and DATABASE_URL names one that is not ours"
         } else if needs.helm && !cluster::has_helm() {
-            Some("it runs helm, which is built with Go: install Go (https://go.dev/dl)")
+            "it runs helm, which is built with Go: install Go (https://go.dev/dl)"
+        } else if needs.cluster && (self.external_broker.is_some() || self.has_external_database()) {
+            "pods reach parts of our own only, and MQTT_URL or DATABASE_URL names others"
         } else {
-            None
-        }
+            let missing = if needs.cluster { cluster::missing() } else { Vec::new() };
+            return (!missing.is_empty())
+                .then(|| format!("it needs a cluster, and this machine lacks: {}", missing.join("; ")));
+        };
+        Some(why.to_owned())
     }
 
     /// The shared server's process, if it is ours.

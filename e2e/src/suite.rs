@@ -58,35 +58,43 @@ pub fn run(filter: Option<&str>) -> Result<bool> {
     let runtime = tokio::runtime::Runtime::new()?;
     let stack = Arc::new(runtime.block_on(Stack::start()).context("starting the local stack")?);
     let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
-    let mut trials = Vec::new();
-    for scenario in scenarios::all() {
-        let lacks = stack.lacks(scenario.needs);
-        if let Some(why) = lacks {
-            eprintln!("SKIPPED {}: {why}", scenario.name);
-        }
-        let stack = Arc::clone(&stack);
-        let trial = Trial::test(scenario.name, move || match (lacks, ci) {
-            (Some(why), true) => Err(Failed::from(why)),
-            _ => play(&stack, &scenario).map_err(|error| Failed::from(format!("{error:#}"))),
-        });
-        trials.push(trial.with_ignored_flag(lacks.is_some() && !ci));
-    }
     let threads = if stack.external_broker.is_some() { 1 } else { PARALLEL };
-    let arguments =
-        Arguments { test_threads: Some(threads), filter: filter.map(str::to_owned), ..Arguments::default() };
     let started = Instant::now();
-    let conclusion = libtest_mimic::run(&arguments, trials);
+    let mut skipped = 0;
+    let (alone, together): (Vec<_>, Vec<_>) =
+        scenarios::all().into_iter().partition(|scenario| scenario.needs.alone);
+    for (scenarios, threads) in [(together, threads), (alone, 1)] {
+        let trials = scenarios.into_iter().map(|scenario| trial(&stack, scenario, ci)).collect();
+        let filter = filter.map(str::to_owned);
+        let arguments = Arguments { test_threads: Some(threads), filter, ..Arguments::default() };
+        let conclusion = libtest_mimic::run(&arguments, trials);
+        passed += conclusion.num_passed;
+        failed += conclusion.num_failed;
+        skipped += conclusion.num_ignored;
+    }
     drop(stack);
     eprintln!("scenarios took {:.0} s", started.elapsed().as_secs_f64());
-    passed += conclusion.num_passed;
-    failed += conclusion.num_failed;
-    println!("{passed} passed, {failed} failed, {} skipped", conclusion.num_ignored);
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(failed == 0)
+}
+
+/// A scenario as a test. What this machine cannot run is skipped loudly, and fails in CI.
+fn trial(stack: &Arc<Stack>, scenario: Scenario, ci: bool) -> Trial {
+    let lacks = stack.lacks(scenario.needs);
+    if let Some(why) = &lacks {
+        eprintln!("SKIPPED {}: {why}", scenario.name);
+    }
+    let (stack, skipped) = (Arc::clone(stack), lacks.is_some() && !ci);
+    let trial = Trial::test(scenario.name, move || match lacks {
+        Some(why) => Err(Failed::from(why)),
+        None => play(&stack, &scenario).map_err(|error| Failed::from(format!("{error:#}"))),
+    });
+    trial.with_ignored_flag(skipped)
 }
 
 /// A cargo that knows nothing of the one that runs us: build scripts such as ring's run again when
 /// CARGO_MANIFEST_DIR or CARGO_PKG_* change, and all that depends on them is built again.
-fn cargo() -> Command {
+pub fn cargo() -> Command {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(crate::stack::project());
     for (name, _) in std::env::vars_os() {

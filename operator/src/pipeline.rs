@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
 use penstock_crds::pipeline::{IngestPipelineStatus, ShardBy};
@@ -275,7 +275,7 @@ async fn apply(
     prune(work, ctx, &keep).await
 }
 
-/// The Job that ends a shard's session, when none of its workers is left.
+/// The Job that ends a shard's session, when all of its workers stop: they hand their session over to it.
 pub async fn retire(
     work: &Work<'_>,
     ctx: &Context,
@@ -292,9 +292,15 @@ pub async fn retire(
             keep.insert((Kind::Job, wanted.name));
             Ok(None)
         }
-        None if objects.deployment.is_none() && objects.pods.is_empty() => Ok(Some(wanted)),
+        None if objects.deployment.is_none() && objects.pods.iter().all(|(pod, _)| stops(pod)) => {
+            Ok(Some(wanted))
+        }
         None => Ok(None),
     }
+}
+
+fn stops(pod: &DynamicObject) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
 }
 
 /// Pods that do not follow their newest files are asked to look, again and again.
@@ -313,10 +319,7 @@ async fn nudge(
         for (pod, report) in &objects.pods {
             let behind = report.as_ref().is_some_and(|report| report.manifest != digest);
             let uid = pod.uid().unwrap_or_default();
-            if behind
-                && pod.metadata.deletion_timestamp.is_none()
-                && ctx.last.is_due(format!("{uid}/{digest}"), NUDGE)
-            {
+            if behind && !stops(pod) && ctx.last.is_due(format!("{uid}/{digest}"), NUDGE) {
                 let mark = format!("{digest}-{}", k8s_openapi::jiff::Timestamp::now().as_millisecond());
                 ctx.applier.nudge(pod, &mark).await?;
             }

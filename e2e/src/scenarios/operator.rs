@@ -3,6 +3,7 @@
 
 mod causes;
 mod children;
+mod last;
 mod life;
 mod scale;
 mod sharding;
@@ -11,5 +12,5 @@ use crate::suite::Scenario;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    [scale::all(), life::all(), children::all(), causes::all(), sharding::all()].concat()
+    [scale::all(), life::all(), children::all(), causes::all(), sharding::all(), last::all()].concat()
 }
