@@ -43,7 +43,6 @@ pub struct Cluster {
 }
 
 /// What `cargo e2e cluster` and tests need and this machine lacks; empty if nothing.
-#[allow(dead_code, reason = "for tests of what runs on a cluster")]
 pub fn missing() -> Vec<String> {
     if foreign_kubeconfig().is_some() { Vec::new() } else { machine::missing() }
 }
@@ -62,7 +61,6 @@ fn own_kubeconfig() -> PathBuf {
     folder().join("pki/admin.kubeconfig")
 }
 
-#[allow(dead_code, reason = "for tests of what runs on a cluster")]
 /// helm without a cluster, built if it is not there yet.
 pub fn helm() -> Result<Command> {
     let folder = folder().join("helm");
@@ -222,6 +220,7 @@ impl Cluster {
     }
 
     /// A node; they count from 0 here.
+    #[cfg(test)]
     pub fn node(&mut self, index: usize) -> Option<&mut Node> {
         self.nodes.get_mut(index)
     }

@@ -109,6 +109,18 @@ impl ShardObjects {
         })
     }
 
+    /// Why a new pod, beside the one that consumes, does not take over.
+    pub fn rollout_trouble(&self) -> Option<(String, String)> {
+        let new = self.pods.iter().skip(1).filter(|(pod, _)| pod.metadata.deletion_timestamp.is_none());
+        new.filter(|(pod, _)| !has_condition(pod, "Ready")).find_map(|(pod, report)| {
+            // It waits for its turn: nothing is wrong with that.
+            let said = report.iter().flat_map(|report| &report.reasons);
+            let said = said
+                .filter(|(reason, _)| !["lease_not_held", "broker_away", "starting"].contains(&&**reason));
+            said.cloned().next().or_else(|| problem(pod))
+        })
+    }
+
     /// Why the retire Job failed, or fails.
     pub fn retire_failure(&self) -> Option<(String, String)> {
         let failure = self.retire_pods.iter().find_map(|pod| failure(pod));

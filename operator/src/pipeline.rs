@@ -233,6 +233,7 @@ pub fn views(work: &Work<'_>, plan: &Plan, wish: &Wish, resolved: Option<&Resolv
                 pod: objects.pod(),
                 report: objects.report().cloned(),
                 settled,
+                rollout_trouble: objects.rollout_trouble(),
                 retiring: objects.job.is_some(),
                 retire_failure: objects.retire_failure(),
             }

@@ -38,6 +38,8 @@ pub struct ShardView {
     pub report: Option<WorkerStatus>,
     /// It follows its newest files, and the Deployment is rolled out.
     pub settled: bool,
+    /// Why its new pod does not take over from the one that consumes.
+    pub rollout_trouble: Option<(String, String)>,
     /// Its retire Job exists.
     pub retiring: bool,
     /// Why its retire Job failed.
@@ -157,6 +159,10 @@ fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Sa
     let Facts { wish, shards, blocked, .. } = facts;
     let trouble =
         shards.iter().find_map(|shard| shard.trouble().map(|(reason, why)| (shard.shard, reason, why)));
+    let rollout = shards.iter().find_map(|shard| {
+        let (reason, why) = shard.rollout_trouble.clone()?;
+        Some((shard.shard, reason, why))
+    });
     let failed = shards.iter().find_map(|shard| shard.retire_failure.clone());
     let leaving = shards.iter().filter(|shard| shard.role == Role::Leaving).count();
     let behind = shards.iter().any(|shard| shard.role == Role::Active && !shard.settled);
@@ -179,6 +185,8 @@ fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Sa
     };
     let reconciling = if blocked.is_some() {
         Say::that(false, "blocked", "nothing is changed; see Stalled")
+    } else if let Some((shard, reason, why)) = rollout {
+        Say::that(true, reason, format!("shard {shard} goes on with its old pod, since the new one: {why}"))
     } else if moving {
         Say::that(true, "moving", "keys are on their way to other shards")
     } else if leaving > 0 {
