@@ -24,7 +24,7 @@ pub const SYSTEM: &str = "penstock-system";
 /// The pipeline of `examples/fleet.yaml`.
 pub const PIPELINE: &str = "fleet";
 /// Until what is applied is as it should be.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Installs the operator from the chart, as a user does.
 pub fn install(cluster: &Cluster) -> Result<()> {

@@ -89,7 +89,7 @@ impl Caches {
                         match event {
                             Ok(object) => triggers.of(&object),
                             Err(error) => {
-                                tracing::warn!(kind = kind.as_str(), %error, "a watch ended; again")
+                                tracing::warn!(kind = kind.as_str(), %error, "a watch ended; again");
                             }
                         }
                         std::future::ready(())

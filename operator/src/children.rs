@@ -72,3 +72,6 @@ impl Owner {
         Wanted { kind, name, object }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,7 +24,7 @@ impl Say {
 }
 
 /// Sets a condition.
-pub fn set(conditions: &mut Vec<Condition>, kind: &str, say: Say, generation: Option<i64>, now: Time) {
+pub fn set(conditions: &mut Vec<Condition>, kind: &str, say: &Say, generation: Option<i64>, now: Time) {
     let status = match say.holds {
         Some(true) => "True",
         Some(false) => "False",

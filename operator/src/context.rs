@@ -1,7 +1,6 @@
 //! What reconciles share.
 
 use std::collections::HashMap;
-use std::hash::Hash;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,10 @@ use crate::conditions;
 use crate::metrics::Metrics;
 use crate::poller::Reports;
 use crate::resolve::Config;
+
+/// More times than these are cleared of those that are long ago.
+const MOST_TIMES: usize = 4096;
+const LONG_AGO: Duration = Duration::from_mins(10);
 
 /// What reconciles share.
 pub struct Context {
@@ -126,11 +129,14 @@ pub struct Times(Mutex<HashMap<String, Instant>>);
 
 impl Times {
     /// Whether it is so long ago, or never was; if so, it is done now.
-    pub fn is_due(&self, what: impl Into<String> + Hash, pause: Duration) -> bool {
+    pub fn is_due(&self, what: impl Into<String>, pause: Duration) -> bool {
         let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let what = what.into();
         if times.get(&what).is_some_and(|at| at.elapsed() < pause) {
             return false;
+        }
+        if times.len() > MOST_TIMES {
+            times.retain(|_, at| at.elapsed() < LONG_AGO);
         }
         times.insert(what, Instant::now());
         true

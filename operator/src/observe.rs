@@ -115,9 +115,9 @@ impl ShardObjects {
         new.filter(|(pod, _)| !has_condition(pod, "Ready")).find_map(|(pod, report)| {
             // It waits for its turn: nothing is wrong with that.
             let said = report.iter().flat_map(|report| &report.reasons);
-            let said = said
+            let mut said = said
                 .filter(|(reason, _)| !["lease_not_held", "broker_away", "starting"].contains(&&**reason));
-            said.cloned().next().or_else(|| problem(pod))
+            said.next().cloned().or_else(|| problem(pod))
         })
     }
 

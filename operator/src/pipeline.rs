@@ -265,7 +265,7 @@ async fn apply(
                     wanted.push(shard::deployment(&work.owner, resolved, &ctx.config, *number, running));
                 }
             }
-            Role::Leaving => wanted.extend(retire(work, ctx, resolved, *number, &objects, &mut keep).await?),
+            Role::Leaving => wanted.extend(retire(work, ctx, resolved, *number, &objects, &mut keep)),
         }
     }
     for wanted in &wanted {
@@ -277,26 +277,26 @@ async fn apply(
 }
 
 /// The Job that ends a shard's session, when all of its workers stop: they hand their session over to it.
-pub async fn retire(
+pub fn retire(
     work: &Work<'_>,
     ctx: &Context,
     resolved: &Resolved,
     shard: u32,
     objects: &ShardObjects,
     keep: &mut BTreeSet<(Kind, String)>,
-) -> Result<Option<Wanted>, Error> {
+) -> Option<Wanted> {
     let wanted = job::retire(&work.owner, resolved, &ctx.config, shard);
     match &objects.job {
         // Pruned, and made anew.
-        Some(job) if failed_for(job).is_some_and(|time| time > RETIRE_AGAIN) => Ok(None),
+        Some(job) if failed_for(job).is_some_and(|time| time > RETIRE_AGAIN) => None,
         Some(_) => {
             keep.insert((Kind::Job, wanted.name));
-            Ok(None)
+            None
         }
         None if objects.deployment.is_none() && objects.pods.iter().all(|(pod, _)| stops(pod)) => {
-            Ok(Some(wanted))
+            Some(wanted)
         }
-        None => Ok(None),
+        None => None,
     }
 }
 

@@ -186,7 +186,7 @@ fn pipeline_document(pipeline: &IngestPipeline) -> Value {
             spec.remove(operators);
         }
     }
-    document("IngestPipeline", &pipeline.name_any(), pipeline.namespace(), &spec)
+    document("IngestPipeline", &pipeline.name_any(), pipeline.metadata.namespace.as_deref(), &spec)
 }
 
 fn store_document(store: &TelemetryStore) -> Value {
@@ -194,10 +194,10 @@ fn store_document(store: &TelemetryStore) -> Value {
     if let Some(spec) = spec.as_object_mut() {
         spec.remove("maintenance");
     }
-    document("TelemetryStore", &store.name_any(), store.namespace(), &spec)
+    document("TelemetryStore", &store.name_any(), store.metadata.namespace.as_deref(), &spec)
 }
 
-fn document(kind: &str, name: &str, namespace: Option<String>, spec: &Value) -> Value {
+fn document(kind: &str, name: &str, namespace: Option<&str>, spec: &Value) -> Value {
     json!({
         "apiVersion": "penstock.dev/v1alpha1",
         "kind": kind,
@@ -208,5 +208,5 @@ fn document(kind: &str, name: &str, namespace: Option<String>, spec: &Value) -> 
 
 /// YAML documents; JSON is YAML too.
 fn documents(documents: &[Value]) -> String {
-    documents.iter().map(|document| format!("---\n{document:#}\n")).collect()
+    documents.iter().map(|document| format!("{document:#}\n")).collect::<Vec<_>>().join("---\n")
 }

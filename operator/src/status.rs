@@ -150,7 +150,7 @@ pub fn status(before: &IngestPipelineStatus, facts: &Facts<'_>, now: &Time) -> I
     };
     next.shards.sort_by_key(|shard| shard.shard);
     for (kind, say) in says(facts, ready, wanted as usize) {
-        conditions::set(&mut next.conditions, kind, say, *generation, now.clone());
+        conditions::set(&mut next.conditions, kind, &say, *generation, now.clone());
     }
     next
 }

@@ -67,7 +67,7 @@ pub async fn reconcile(store: Arc<TelemetryStore>, ctx: Shared) -> Result<Action
     };
     let busy = say.reason != "ready";
     maintained(&mut next, &children);
-    conditions::set(&mut next.conditions, "SchemaReady", say, store.metadata.generation, now());
+    conditions::set(&mut next.conditions, "SchemaReady", &say, store.metadata.generation, now());
     if next != before {
         put_status(&store, &ctx, &next).await?;
         ctx.tell(&*store, &before.conditions, &next.conditions, "SchemaReady").await;

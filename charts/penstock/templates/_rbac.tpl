@@ -2,10 +2,14 @@
 {{- define "penstock.rules" -}}
 - apiGroups: [penstock.dev]
   resources: [ingestpipelines, telemetrystores]
-  verbs: [get, list, watch, patch, update]
+  verbs: [list, watch]
+# For the finalizer.
+- apiGroups: [penstock.dev]
+  resources: [ingestpipelines]
+  verbs: [patch]
 - apiGroups: [penstock.dev]
   resources: [ingestpipelines/status, telemetrystores/status]
-  verbs: [get, patch, update]
+  verbs: [patch]
 # So that its objects may name a pipeline or a store as an owner that blocks its deletion.
 - apiGroups: [penstock.dev]
   resources: [ingestpipelines/finalizers, telemetrystores/finalizers]

@@ -22,7 +22,7 @@ const RESTART: &str = "penstock.dev/restart";
 /// A shard's Deployment. Only a change that a running worker cannot follow changes its template.
 pub fn deployment(owner: &Owner, resolved: &Resolved, config: &Config, shard: u32, running: bool) -> Wanted {
     let worker = &resolved.manifest.pipeline.spec.worker;
-    let handover = worker.handover.as_ref().map_or(HANDOVER, |handover| handover.get());
+    let handover = worker.handover.as_ref().map_or(HANDOVER, penstock_crds::Duration::get);
     let labels = names::of_shard(&owner.name, "worker", shard);
     let mut annotations = worker.annotations.clone();
     annotations.insert(RESTART.to_owned(), resolved.restart.clone());

@@ -72,7 +72,10 @@ async fn a_suspended_pipeline_keeps_its_sessions_and_their_queues_are_drained_wh
 async fn delete(bed: &Bed, plant: &Plant, how: &str) -> Result<()> {
     let load =
         Load::start(Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, 200.0, 1_000_000) });
-    plant.until("it stores", |ipl| ipl["status"]["rate"].as_i64().is_some_and(|rate| rate > 0)).await?;
+    until_async("it stores", PATIENCE, || async {
+        bed.sql::<i64>("SELECT count(*) FROM penstock.sample").await.is_ok_and(|rows| rows > 0)
+    })
+    .await?;
     load.progress.stop.store(true, Ordering::SeqCst);
     let ledger = load.ledger().await?;
     plant.kubectl(&["delete", "ingestpipelines.penstock.dev", PIPELINE, how, "--wait=false"])?;

@@ -1,0 +1,102 @@
+use penstock_crds::{IngestPipeline, Manifest, TelemetryStore};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::plan::{Plan, Wish};
+use crate::resolve::{self, Config, Resolved, Unresolved};
+
+const EXAMPLE: &str = include_str!("../../../examples/fleet.yaml");
+const NOBODY: &[std::sync::Arc<IngestPipeline>] = &[];
+
+fn config() -> Config {
+    Config { worker_image: "penstock:1".into(), pull_policy: "IfNotPresent".into(), retire_deadline: 600 }
+}
+
+fn example(edit: impl FnOnce(String) -> String) -> (IngestPipeline, TelemetryStore) {
+    let Manifest { mut pipeline, store } = Manifest::parse(&edit(EXAMPLE.to_owned())).unwrap();
+    pipeline.metadata.namespace = Some("plant".into());
+    pipeline.metadata.uid = Some("1".into());
+    (pipeline, store)
+}
+
+fn built(edit: impl FnOnce(String) -> String) -> (Resolved, Value) {
+    let (pipeline, store) = example(edit);
+    let resolved = resolve::pipeline(&pipeline, Some(&store), NOBODY).unwrap();
+    let deployment = shard::deployment(&Owner::of(&pipeline), &resolved, &config(), 2, true);
+    (resolved, deployment.object)
+}
+
+#[test]
+fn a_worker_gets_the_keys_that_its_pipeline_names_and_no_others() {
+    let (_, deployment) = built(|text| text);
+    let sources = &deployment["spec"]["template"]["spec"]["volumes"][1]["projected"]["sources"];
+    let item = json!([{"key": "url", "path": "timescale/url"}]);
+    assert_eq!(*sources, json!([{"secret": {"name": "timescale", "items": item, "optional": true}}]));
+}
+
+#[test]
+fn scaling_limits_and_filters_change_no_pod_and_another_broker_does() {
+    let template = |edit: &dyn Fn(String) -> String| built(edit).1["spec"]["template"].clone();
+    let before = template(&|text| text);
+    for (old, new) in [
+        ("replicas: 3", "replicas: 5"),
+        ("replicas: 3", "suspend: true"),
+        ("traksense/t0/+/+/telem", "other/t0/+/+/telem"),
+        ("sharding:", "batch: {maxRows: 7}\n  readiness: {maxQueueFill: 50}\n  sharding:"),
+        ("retention: 365d", "retention: 300d"),
+    ] {
+        assert_eq!(template(&|text| text.replace(old, new)), before, "{new}");
+    }
+    assert_ne!(template(&|text| text.replace("mqtt://broker", "mqtt://other")), before);
+    assert_ne!(template(&|text| text.replace("sharding:", "worker: {image: other}\n  sharding:")), before);
+}
+
+#[test]
+fn a_shards_files_are_a_manifest_that_a_worker_takes_and_its_own_part_of_the_plan() {
+    let (resolved, _) = built(|text| text);
+    assert!(Manifest::parse(&resolved.file).is_ok(), "{}", resolved.file);
+    let (pipeline, _) = example(|text| text);
+    let plan = Plan::default().step(&Wish::new(resolved.keys.clone(), false, 3, false), &BTreeMap::new());
+    let told: Vec<_> = (0..3)
+        .map(|number| {
+            files::told(&files::shard(&Owner::of(&pipeline), &resolved, &plan, number).0.object["data"])
+        })
+        .collect();
+    let keys: usize = told.iter().map(|told| told.as_ref().unwrap().1.len()).sum();
+    assert_eq!(keys, resolved.keys.len());
+}
+
+#[test]
+fn what_the_end_of_a_session_needs_has_no_owner_and_all_else_has() {
+    let (pipeline, store) = example(|text| text);
+    let resolved = resolve::pipeline(&pipeline, Some(&store), NOBODY).unwrap();
+    let owner = Owner::of(&pipeline);
+    let mut wanted = shared::all(&owner, &resolved);
+    wanted.push(job::retire(&owner, &resolved, &config(), 0));
+    wanted.push(files::plan(&owner, &Plan::default(), &resolved.file));
+    wanted.push(shard::deployment(&owner, &resolved, &config(), 0, true));
+    for Wanted { name, object, .. } in wanted {
+        let goes = object["metadata"].get("ownerReferences").is_some();
+        assert_eq!(
+            goes,
+            !["fleet-retire", "fleet-retire-0", "fleet-plan"].contains(&name.as_str()),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn of_two_pipelines_with_the_same_client_ids_the_older_one_has_them() {
+    let (mut younger, store) = example(|text| text);
+    let mut older = younger.clone();
+    older.metadata.name = Some("older".into());
+    older.metadata.uid = Some("2".into());
+    let at = |text: &str| serde_json::from_value(json!(text)).unwrap();
+    older.metadata.creation_timestamp = Some(at("2026-01-01T00:00:00Z"));
+    younger.metadata.creation_timestamp = Some(at("2026-01-02T00:00:00Z"));
+    let others = [std::sync::Arc::new(older.clone()), std::sync::Arc::new(younger.clone())];
+    let refused = resolve::pipeline(&younger, Some(&store), &others).unwrap_err();
+    assert!(matches!(&refused, Unresolved::ClientIds { other, .. } if other == "plant/older"), "{refused}");
+    assert!(resolve::pipeline(&older, Some(&store), &others).is_ok());
+    assert_eq!(resolve::pipeline(&older, None, &others).unwrap_err().reason(), "store_missing");
+}
