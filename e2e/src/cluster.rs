@@ -219,12 +219,6 @@ impl Cluster {
         Ok(folder().join(control_plane::AUDIT))
     }
 
-    /// A node; they count from 0 here.
-    #[cfg(test)]
-    pub fn node(&mut self, index: usize) -> Option<&mut Node> {
-        self.nodes.get_mut(index)
-    }
-
     /// The end of all logs.
     pub fn logs(&self) -> String {
         let control_plane = control_plane::logs(&folder()).into_iter().map(|log| namespace::tail(&log));

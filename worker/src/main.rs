@@ -191,7 +191,8 @@ async fn obey(command: Command, writers: &Handle) -> Result<(), Fault> {
         }
         Command::Retire { files, report, identity, idle } => {
             let (sources, idle) = (files.into(), idle.map(Duration::from_secs));
-            Ok(jobs::reported(report.file(), jobs::retire(&sources, identity.me(), idle, writers)).await?)
+            Ok(jobs::reported(report.file(), Box::pin(jobs::retire(&sources, identity.me(), idle, writers)))
+                .await?)
         }
         Command::DeadLetters(what) => Box::pin(what.run()).await,
     }

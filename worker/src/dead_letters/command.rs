@@ -239,7 +239,7 @@ impl DeadLetters {
             Self::Export { files, which, state, limit, output } => {
                 export(files.worker().await?, which, state, limit, output).await
             }
-            Self::Replay { files, which, limit, json } => replay(files, which, limit, json).await,
+            Self::Replay { files, which, limit, json } => Box::pin(replay(files, which, limit, json)).await,
             Self::Purge { files, which, state, limit, all, yes } => {
                 if which.is_anything() && state == State::All && !all {
                     return Err("say which letters to remove, or --all".into());
