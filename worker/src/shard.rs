@@ -27,10 +27,10 @@ use crate::settings::{Access, Settings, Terms};
 use crate::stopwatch::Occupied;
 use crate::store::breaker::Breaker;
 use crate::store::dictionary::Dictionary;
-use crate::store::lease::{self, Acquired, LeaseError, LeaseKey, Me};
+use crate::store::lease::{self, Acquired, LeaseKey, Me};
 use crate::store::lease_rules::Purpose;
 use crate::store::writer::Writer;
-use crate::store::{births, connection, schema, transaction};
+use crate::store::{connection, schema, transaction};
 use crate::tenure::{LeaseView, Superseded, Tenure};
 use crate::throughput::{Look, Throughput};
 use crate::trace::{TraceError, Tracer};
@@ -249,24 +249,12 @@ impl Shard {
             schema::require(&mut connection).await?;
             self.shared.clock.observe(transaction::clock(&mut *connection).await?);
             dictionary.warm(&mut connection).await?;
-            births::teach(&self.settings.terms.decoder, &mut connection).await?;
             connection.give_back();
             Ok(())
         };
         tokio::time::timeout(LOOK_DEADLINE, look)
             .await
             .unwrap_or(Err(schema::SchemaError::Silent(LOOK_DEADLINE)))
-    }
-
-    /// Takes the lease if the rules allow, and then the births that the holder before has stored.
-    async fn acquire(&self, purpose: Purpose, superseded: bool) -> Result<Acquired, LeaseError> {
-        let acquired = lease::acquire(&self.pool, &self.key, &self.me, purpose, superseded).await?;
-        if matches!(acquired, Acquired::Taken(_)) {
-            let mut connection = connection::borrow(&self.pool).await?;
-            births::teach(&self.settings.terms.decoder, &mut connection).await?;
-            connection.give_back();
-        }
-        Ok(acquired)
     }
 
     /// Takes the lease whenever the rules allow, and consumes while it is held.
@@ -276,7 +264,7 @@ impl Shard {
             self.pulse.beat();
             let purpose = Purpose::Run { preflight };
             let acquired = tokio::select! {
-                acquired = self.acquire(purpose, superseded) => acquired,
+                acquired = lease::acquire(&self.pool, &self.key, &self.me, purpose, superseded) => acquired,
                 () = stop.requested() => break,
             };
             preflight = false;

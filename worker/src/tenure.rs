@@ -7,7 +7,9 @@ use penstock_crds::report::{LeaseStatus, PlanStatus};
 use sqlx::PgPool;
 use tokio::sync::watch;
 
+use crate::decode::Decoder;
 use crate::store::lease::{self, Kept, LeaseError, LeaseKey, LeaseRow, Me};
+use crate::store::{births, connection};
 
 /// How often a lease is renewed. It lasts [`lease::TTL`].
 const RENEW_EVERY: Duration = Duration::from_secs(5);
@@ -195,6 +197,14 @@ impl Tenure {
                 Ok(false)
             }
         }
+    }
+
+    /// Has the decoder know the births that others have stored.
+    pub async fn teach_births(&self, decoder: &Decoder) -> Result<(), sqlx::Error> {
+        let mut connection = connection::borrow(&self.pool).await?;
+        births::teach(decoder, &mut connection).await?;
+        connection.give_back();
+        Ok(())
     }
 
     /// Notes what is about to be subscribed by one of the sessions, before it is. Returns filters that

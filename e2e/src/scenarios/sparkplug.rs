@@ -16,7 +16,7 @@ use crate::publisher::Outgoing;
 use crate::scenario;
 use crate::suite::Scenario;
 use crate::wait::until_async;
-use crate::worker::Worker;
+use crate::worker::{Metrics, Worker};
 
 const LONG: Duration = Duration::from_secs(40);
 
@@ -24,6 +24,8 @@ pub fn all() -> Vec<Scenario> {
     vec![
         scenario!(births_name_what_data_sends_by_alias_also_for_a_worker_that_was_killed_between),
         scenario!(a_worker_that_waited_knows_the_births_that_the_one_before_it_stored),
+        scenario!(a_birth_that_the_old_worker_stores_while_the_new_one_connects_is_known_to_both),
+        scenario!(who_begins_a_filter_knows_the_births_that_another_shard_stored),
         scenario!(data_before_a_birth_is_a_dead_letter_and_asks_each_edge_node_once_a_minute),
         scenario!(deaths_mark_what_is_stale_and_births_end_it),
         scenario!(missing_sequence_numbers_are_counted_and_redelivered_ones_are_not),
@@ -85,9 +87,16 @@ async fn readings(bed: &Bed, points: &str) -> Result<Vec<Reading>> {
     .await
 }
 
+/// Waits until so many messages at QoS 1 are committed. At QoS 0 come requests for births, which this
+/// worker has subscribed too, and which another writer may commit first.
 async fn committed(worker: &Worker, count: usize) -> Result<()> {
     let wanted = count as f64;
-    worker.metric("all are committed", LONG, |m| m.get("ingest_committed_total") >= wanted).await.map(drop)
+    let holds = |m: &Metrics| m.get("ingest_committed_total") - m.get("ingest_qos0_received_total") >= wanted;
+    worker.metric("all are committed", LONG, holds).await.map(drop)
+}
+
+async fn speeds(bed: &Bed) -> Result<Vec<Option<f64>>> {
+    Ok(readings(bed, "'speed'").await?.into_iter().map(|row| row.4).collect())
 }
 
 async fn births_name_what_data_sends_by_alias_also_for_a_worker_that_was_killed_between(
@@ -174,9 +183,60 @@ async fn a_worker_that_waited_knows_the_births_that_the_one_before_it_stored(bed
     one.ready().await?;
     bed.publish(vec![data("plant/NDATA/line", 10, 1)]).await?;
     committed(&one, 1).await?;
-    let speeds: Vec<Option<f64>> = readings(bed, "'speed'").await?.into_iter().map(|row| row.4).collect();
+    let speeds = speeds(bed).await?;
     ensure!(speeds == [Some(0.0), Some(10.0)], "{speeds:?}");
     require_identities(&one.idle().await?)
+}
+
+async fn a_birth_that_the_old_worker_stores_while_the_new_one_connects_is_known_to_both(
+    bed: &mut Bed,
+) -> Result<()> {
+    let proxy = Proxy::start(bed.address.clone()).await?;
+    proxy.set(Mode::Cut);
+    let old = worker(bed).await?;
+    let holder = "SELECT incarnation::text FROM penstock.shard_lease";
+    let before: String = bed.sql(holder).await?;
+    // Of the same instance, it takes the lease without a look at the broker, which it does not reach yet.
+    let (direct, through) = (bed.address.clone(), format!("127.0.0.1:{}", proxy.port));
+    bed.manifest(|text| subscribed(&text).replace(&direct, &through))?;
+    let new = bed.start("one", &[])?;
+    until_async("the new worker has the lease", LONG, || async {
+        matches!(bed.sql::<String>(holder).await, Ok(now) if now != before)
+    })
+    .await?;
+    // Neither learns anything of the lease meanwhile, so the old one goes on.
+    let mut lock = PgConnection::connect(&bed.database.admin_url).await?;
+    lock.execute("BEGIN; SELECT FROM penstock.shard_lease FOR UPDATE").await?;
+    bed.publish(vec![birth("plant/NBIRTH/line", 0, 0, "speed")]).await?;
+    committed(&old, 1).await?;
+    lock.execute("ROLLBACK").await?;
+    proxy.set(Mode::Pass);
+    new.ready().await?;
+    bed.publish(vec![data("plant/NDATA/line", 10, 1)]).await?;
+    committed(&new, 1).await?;
+    let speeds = speeds(bed).await?;
+    ensure!(speeds == [Some(0.0), Some(10.0)], "{speeds:?}");
+    require_identities(&new.idle().await?)
+}
+
+async fn who_begins_a_filter_knows_the_births_that_another_shard_stored(bed: &mut Bed) -> Result<()> {
+    let worker = bed.worker().await?;
+    // As the other shard's transaction does, long after this worker began.
+    bed.execute(&format!(
+        "INSERT INTO penstock.sparkplug_birth (group_id, edge_node, device, since, metrics) VALUES \
+         ('plant', 'line', '', to_timestamp({} / 1000.0), '[{{\"alias\": 1, \"name\": \"speed\", \"type\": 10}}]')",
+        at(0)
+    ))
+    .await?;
+    bed.manifest(|text| subscribed(&text))?;
+    let status = || async { worker.status().await.map(|status| status.to_string()).unwrap_or_default() };
+    until_async("it is subscribed", LONG, || async { status().await.contains("spBv1.0/#") }).await?;
+    worker.ready().await?;
+    bed.publish(vec![data("plant/NDATA/line", 10, 1)]).await?;
+    committed(&worker, 1).await?;
+    let speeds = speeds(bed).await?;
+    ensure!(speeds == [Some(10.0)], "{speeds:?}");
+    require_identities(&worker.idle().await?)
 }
 
 async fn data_before_a_birth_is_a_dead_letter_and_asks_each_edge_node_once_a_minute(

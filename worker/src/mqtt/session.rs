@@ -130,7 +130,7 @@ impl Session {
 
     /// Works for as long as the lease is held and until settled.
     pub async fn run(&self, tenure: &Tenure, orders: &mut watch::Receiver<Order>) -> End {
-        let (mut failures, mut access) = (0u32, self.access.clone());
+        let (mut failures, mut access, mut taught) = (0u32, self.access.clone(), BTreeSet::new());
         loop {
             let order = orders.borrow_and_update().clone();
             match order {
@@ -159,7 +159,7 @@ impl Session {
             }
             let started = Instant::now();
             access.mark_unchanged();
-            let lost = match self.serve(tenure, orders).await {
+            let lost = match self.serve(tenure, orders, &mut taught).await {
                 Ok(()) => {
                     self.ended(None);
                     return End::Settled;
@@ -209,7 +209,12 @@ impl Session {
     }
 
     /// Serves one connection. `Ok` when settled.
-    async fn serve(&self, tenure: &Tenure, orders: &mut watch::Receiver<Order>) -> Result<(), Lost> {
+    async fn serve(
+        &self,
+        tenure: &Tenure,
+        orders: &mut watch::Receiver<Order>,
+        taught: &mut BTreeSet<String>,
+    ) -> Result<(), Lost> {
         let options = self.access.borrow().broker.of_session(self.lane);
         let mut connection = Connection::new(&options);
         let granted = loop {
@@ -220,6 +225,7 @@ impl Session {
         let mut serving = Serving {
             session: self,
             options: &options,
+            taught,
             epoch: self.lane().acks.begin(connection.client().clone()),
             subscribing: VecDeque::new(),
             refused: BTreeSet::new(),
@@ -229,6 +235,11 @@ impl Session {
             leaving: false,
         };
         self.shared.metrics.epoch.inc();
+        if serving.taught.is_empty() {
+            // The holder before receives nothing more, and stored all that it acknowledged; the rest comes now.
+            serving.learn_births(tenure).await?;
+        }
+        // Not before: connected, and with nothing that waits to be subscribed, it would be ready.
         serving.greet(&granted, tenure);
         let order = orders.borrow_and_update().clone();
         serving.follow(&mut connection, tenure, &order).await?;
@@ -267,6 +278,8 @@ struct Serving<'a> {
     session: &'a Session,
     options: &'a Options,
     epoch: u64,
+    /// Filters whose grant was followed by a look at the stored births, since the lease was taken.
+    taught: &'a mut BTreeSet<String>,
     /// Filters of each SUBSCRIBE not yet answered.
     subscribing: VecDeque<Asked>,
     refused: BTreeSet<String>,
@@ -307,6 +320,18 @@ impl Serving<'_> {
             session_present = granted.session_present,
             "connected to the broker"
         );
+    }
+
+    /// Reads Sparkplug's births before more deliveries: who consumed these before may have stored some.
+    async fn learn_births(&self, tenure: &Tenure) -> Result<(), Lost> {
+        let terms = Arc::clone(&self.session.terms.borrow());
+        // Pings stop meanwhile, so not for long.
+        let patience = self.options.keep_alive / 2;
+        let failed = |why: String| Lost::Failed(format!("reading Sparkplug's births: {why}"));
+        match tokio::time::timeout(patience, tenure.teach_births(&terms.decoder)).await {
+            Ok(read) => read.map_err(|error| failed(error.to_string())),
+            Err(_) => Err(failed(format!("not done within {patience:?}"))),
+        }
     }
 
     /// Carries out an order: subscribes what is wanted, unsubscribes what no longer is.
@@ -379,11 +404,12 @@ impl Serving<'_> {
     async fn on_event(&mut self, event: Event, tenure: &Tenure) -> Result<(), Lost> {
         match event {
             Event::Publish(publish) => self.take_in(publish).await?,
-            Event::Subscribed(grants) => self.subscribed(grants, tenure).await,
+            Event::Subscribed(grants) => self.subscribed(grants, tenure).await?,
             // Wanted again meanwhile: SUBSCRIBE followed on the wire.
             Event::Unsubscribed(filter) if self.lane().link().subscriptions.contains_key(&filter) => {}
             Event::Unsubscribed(filter) => {
                 tracing::info!(filter, "unsubscribed");
+                self.taught.remove(&filter);
                 // Not noted, it must be unsubscribed again: by the next connection.
                 tenure
                     .unsubscribed(self.session.lane, &filter)
@@ -396,17 +422,22 @@ impl Serving<'_> {
         Ok(())
     }
 
-    async fn subscribed(&mut self, grants: Vec<Result<u8, String>>, tenure: &Tenure) {
+    async fn subscribed(&mut self, grants: Vec<Result<u8, String>>, tenure: &Tenure) -> Result<(), Lost> {
         let filters = match self.subscribing.pop_front() {
             Some(Asked::Filters(filters)) => filters,
             Some(Asked::Drops) => {
                 let granted = grants.first().is_some_and(Result::is_ok);
                 self.session.asks_for_drops.store(granted, Ordering::Relaxed);
-                return;
+                return Ok(());
             }
-            None => return,
+            None => return Ok(()),
         };
         self.lane().went_round(self.asked.elapsed());
+        if filters.iter().any(|filter| !self.taught.contains(filter)) {
+            // Another shard may have had them until now.
+            self.learn_births(tenure).await?;
+            self.taught.extend(filters.iter().cloned());
+        }
         let mut granted_any = false;
         {
             let mut link = self.session.lane().link();
@@ -434,6 +465,7 @@ impl Serving<'_> {
         if granted_any && !tenure.session_existed(self.session.lane) {
             let _ = tenure.session_exists(self.session.lane).await;
         }
+        Ok(())
     }
 
     fn on_tick(&mut self, connection: &mut Connection) {

@@ -1,4 +1,4 @@
-//! Sparkplug's births: read at start, and written in the transaction of the batch that brought them.
+//! Sparkplug's births: read before deliveries that others received until then, and written in the transaction of the batch that brought them.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
