@@ -77,10 +77,8 @@ impl Applier {
 
     async fn create(&self, namespace: &str, wanted: &Wanted) -> Result<(), Error> {
         let api = self.api(wanted.kind, namespace);
-        let object: DynamicObject = serde_json::from_value(wanted.object.clone())
-            .map_err(|error| Error::from(kube::Error::SerdeError(error)))?;
-        let parameters = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        match api.create(&parameters, &object).await {
+        let object = typed(wanted.object.clone())?;
+        match api.create(&written(), &object).await {
             Ok(_) => {
                 tracing::info!(kind = wanted.kind.as_str(), name = wanted.name, "created");
                 self.metrics.wrote(wanted.kind.as_str(), "create");
@@ -117,10 +115,8 @@ impl Applier {
         }
         let mut object = wanted.object.clone();
         object["metadata"]["resourceVersion"] = json!(live.resource_version());
-        let object: DynamicObject =
-            serde_json::from_value(object).map_err(|error| Error::from(kube::Error::SerdeError(error)))?;
-        let parameters = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        match self.api(wanted.kind, namespace).replace(&wanted.name, &parameters, &object).await {
+        let object = typed(object)?;
+        match self.api(wanted.kind, namespace).replace(&wanted.name, &written(), &object).await {
             Ok(_) => {
                 tracing::info!(kind = wanted.kind.as_str(), name = wanted.name, "replaced");
                 self.metrics.wrote(wanted.kind.as_str(), "update");
@@ -163,6 +159,14 @@ impl Applier {
         }
         Ok(())
     }
+}
+
+fn typed(object: Value) -> Result<DynamicObject, Error> {
+    serde_json::from_value(object).map_err(|error| kube::Error::SerdeError(error).into())
+}
+
+fn written() -> PostParams {
+    PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
 }
 
 fn digest_of(object: &Value) -> String {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::runtime::events::{Event, EventType, Recorder};
-use kube::runtime::reflector::Store;
-use kube::{Client, Resource};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, Resource, ResourceExt};
 use penstock_crds::{IngestPipeline, TelemetryStore};
 
 use crate::apply::Applier;
@@ -50,6 +50,17 @@ pub struct Context {
 }
 
 impl Context {
+    /// All pipelines.
+    pub fn all_pipelines(&self) -> Vec<Arc<IngestPipeline>> {
+        self.pipelines.get().map(Store::state).unwrap_or_default()
+    }
+
+    /// The store that a pipeline names.
+    pub fn store_of(&self, pipeline: &IngestPipeline) -> Option<Arc<TelemetryStore>> {
+        let name = ObjectRef::new(&pipeline.spec.sink.store_ref.name);
+        self.stores.get()?.get(&name.within(&pipeline.namespace().unwrap_or_default()))
+    }
+
     /// Says the transitions of a condition as Events.
     pub async fn tell<K: Resource<DynamicType = ()>>(
         &self,
@@ -80,16 +91,28 @@ impl Context {
         reason: &str,
         note: String,
     ) {
-        let event = Event {
-            type_: if good { EventType::Normal } else { EventType::Warning },
-            reason: reason.to_owned(),
-            note: Some(note.chars().take(1000).collect()),
-            action: "Reconcile".to_owned(),
-            secondary: None,
-        };
-        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
-            tracing::warn!(%error, reason, "an Event could not be written");
-        }
+        publish(&self.recorder, object, "Reconcile", good, reason, &note).await;
+    }
+}
+
+/// Writes an Event. One that is refused is told in the log.
+pub async fn publish<K: Resource<DynamicType = ()>>(
+    recorder: &Recorder,
+    object: &K,
+    action: &str,
+    good: bool,
+    reason: &str,
+    note: &str,
+) {
+    let event = Event {
+        type_: if good { EventType::Normal } else { EventType::Warning },
+        reason: reason.to_owned(),
+        note: Some(note.chars().take(1000).collect()),
+        action: action.to_owned(),
+        secondary: None,
+    };
+    if let Err(error) = recorder.publish(&event, &object.object_ref(&())).await {
+        tracing::warn!(%error, reason, "an Event could not be written");
     }
 }
 

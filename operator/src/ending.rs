@@ -28,11 +28,11 @@ pub async fn reconcile(work: &Work<'_>, ctx: &Context) -> Result<Action, Error> 
         return Ok(Action::await_change());
     }
     let wish = Wish { ending: true, ..Wish::new(BTreeSet::new(), true, 0, false) };
-    let mut plan = work.stored_plan().unwrap_or_default();
-    if work.stored_plan().is_none() {
-        // A foreground deletion by an older version, or a hand, took it.
-        plan.shards.extend(work.told_shards().chain(work.shards.keys().copied()));
-    }
+    // A hand may have taken it.
+    let plan = work.stored_plan().unwrap_or_else(|| Plan {
+        shards: work.told_shards().chain(work.shards.keys().copied()).collect(),
+        ..Plan::default()
+    });
     let resolved = resolved(work);
     let seen = resolved.as_ref().map(|resolved| work.seen(&plan, resolved)).unwrap_or_default();
     let plan = plan.step(&wish, &seen);
@@ -112,16 +112,15 @@ async fn finish(work: &Work<'_>, ctx: &Context, left: Option<(&Plan, &str)>) -> 
     for ((kind, _), object) in work.children.iter().filter(|(key, _)| key.0 != Kind::Pod) {
         ctx.applier.delete(*kind, object).await?;
     }
-    let rest: Vec<String> = work
-        .pipeline
-        .finalizers()
-        .iter()
-        .filter(|finalizer| *finalizer != names::FINALIZER)
-        .cloned()
-        .collect();
-    pipeline::set_finalizers(work.pipeline, ctx, &rest).await?;
+    pipeline::set_finalizers(work.pipeline, ctx, &other_finalizers(work.pipeline)).await?;
     ctx.last.forget(&work.pipeline.uid().unwrap_or_default());
     Ok(Action::await_change())
+}
+
+/// The finalizers but for ours.
+pub fn other_finalizers(pipeline: &IngestPipeline) -> Vec<String> {
+    let all = pipeline.finalizers().iter();
+    all.filter(|finalizer| *finalizer != names::FINALIZER).cloned().collect()
 }
 
 /// The client ids of shards, for a person.

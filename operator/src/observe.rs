@@ -155,38 +155,34 @@ fn serves(
 
 /// Whether a condition of an object is true.
 pub fn has_condition(object: &DynamicObject, kind: &str) -> bool {
-    let conditions = object.data["status"]["conditions"].as_array();
-    conditions
-        .into_iter()
-        .flatten()
-        .any(|condition| condition["type"] == kind && condition["status"] == "True")
+    condition(object, kind, "True").is_some()
+}
+
+fn condition<'a>(object: &'a DynamicObject, kind: &str, status: &str) -> Option<&'a Value> {
+    let conditions = object.data["status"]["conditions"].as_array()?;
+    conditions.iter().find(|condition| condition["type"] == kind && condition["status"] == status)
 }
 
 /// How long ago a Job failed for good.
 pub fn failed_for(job: &DynamicObject) -> Option<Duration> {
-    let conditions = job.data["status"]["conditions"].as_array()?;
-    let failed = conditions.iter().find(|c| c["type"] == "Failed" && c["status"] == "True")?;
+    let failed = condition(job, "Failed", "True")?;
     let since: k8s_openapi::jiff::Timestamp = failed["lastTransitionTime"].as_str()?.parse().ok()?;
     k8s_openapi::jiff::Timestamp::now().duration_since(since).try_into().ok()
 }
 
 /// Why a pod's container waits, or why it is not placed.
 fn problem(pod: &DynamicObject) -> Option<(String, String)> {
-    let status = &pod.data["status"];
     let said = |of: &Value| {
         let reason = of["reason"].as_str()?;
         Some((reason.to_owned(), of["message"].as_str().unwrap_or(reason).to_owned()))
     };
-    let container = &status["containerStatuses"][0];
+    let container = &pod.data["status"]["containerStatuses"][0];
     if let Some(waiting) = said(&container["state"]["waiting"])
         && waiting.0 != "ContainerCreating"
     {
         return Some(waiting);
     }
-    let conditions = status["conditions"].as_array();
-    let unplaced =
-        conditions.into_iter().flatten().find(|c| c["type"] == "PodScheduled" && c["status"] == "False");
-    unplaced.and_then(said)
+    condition(pod, "PodScheduled", "False").and_then(said)
 }
 
 /// The termination message of a pod that ended, or of its end before.

@@ -8,7 +8,7 @@ use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
 use penstock_crds::pipeline::{IngestPipelineStatus, ShardBy};
-use penstock_crds::{IngestPipeline, Manifest};
+use penstock_crds::{IngestPipeline, Manifest, TelemetryStore};
 use serde_json::json;
 
 use crate::apply::MANAGER;
@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::kinds::Kind;
 use crate::observe::{self, ShardObjects, failed_for};
 use crate::plan::{Plan, Role, Seen, Wish};
-use crate::resolve::{self, Resolved, Unresolved};
+use crate::resolve::{self, Resolved};
 use crate::status::{self, Facts, ShardView};
 use crate::{ending, names};
 
@@ -98,9 +98,10 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
     if !pipeline.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) {
         add_finalizer(&pipeline, &ctx).await?;
     }
-    let resolved = resolve(&pipeline, &ctx);
+    let store = ctx.store_of(&pipeline);
+    let resolved = resolve::pipeline(&pipeline, store.as_deref(), &ctx.all_pipelines());
     let mut wish = wish(&pipeline);
-    let schema = schema(&pipeline, &ctx);
+    let schema = schema(&pipeline, store.as_deref());
     let resolved = match resolved {
         Ok(resolved) => resolved,
         Err(fault) => {
@@ -128,13 +129,14 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
         },
     };
     let plan = stored.step(&wish, &work.seen(&stored, &resolved));
-    let applied = apply(&work, &ctx, &resolved, &plan, &wish).await;
+    let files = ShardFiles::new(&work.owner, &resolved, &plan);
+    let applied = apply(&work, &ctx, &resolved, &plan, &files, &wish).await;
     let blocked = match &applied {
         Err(error @ Error::Foreign(..)) => Some((error.reason().to_owned(), error.to_string())),
         _ => None,
     };
     let is_blocked = blocked.is_some();
-    let shards = views(&work, &plan, &wish, Some(&resolved));
+    let shards = views(&work, &plan, &wish, Some(&files));
     let written = write_status(&work, &ctx, &wish, &shards, &plan, blocked, schema).await;
     match applied {
         Err(Error::Foreign(..)) | Ok(()) => written?,
@@ -150,18 +152,6 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
     Ok(Action::requeue(if busy || unready || is_blocked { BUSY } else { REST }))
 }
 
-/// Client ids are unique, the store is there, and all fields are right; or not.
-fn resolve(pipeline: &IngestPipeline, ctx: &Context) -> Result<Resolved, Unresolved> {
-    let namespace = pipeline.namespace().unwrap_or_default();
-    let name = &pipeline.spec.sink.store_ref.name;
-    let stores = ctx.stores.get().map(kube::runtime::reflector::Store::state).unwrap_or_default();
-    let store = stores
-        .into_iter()
-        .find(|store| store.name_any() == *name && store.namespace().as_deref() == Some(&namespace));
-    let others = ctx.pipelines.get().map(kube::runtime::reflector::Store::state).unwrap_or_default();
-    resolve::pipeline(pipeline, store.as_deref(), &others)
-}
-
 fn wish(pipeline: &IngestPipeline) -> Wish {
     let spec = &pipeline.spec;
     let keys: BTreeSet<String> = penstock_crds::plan::keys(spec).into_iter().collect();
@@ -170,14 +160,9 @@ fn wish(pipeline: &IngestPipeline) -> Wish {
 }
 
 /// What the store's own condition says.
-fn schema(pipeline: &IngestPipeline, ctx: &Context) -> Say {
-    let namespace = pipeline.namespace().unwrap_or_default();
-    let name = &pipeline.spec.sink.store_ref.name;
-    let stores = ctx.stores.get().map(kube::runtime::reflector::Store::state).unwrap_or_default();
-    let store = stores
-        .iter()
-        .find(|store| store.name_any() == *name && store.namespace().as_deref() == Some(&namespace));
+fn schema(pipeline: &IngestPipeline, store: Option<&TelemetryStore>) -> Say {
     let Some(store) = store else {
+        let name = &pipeline.spec.sink.store_ref.name;
         return Say::that(false, "store_missing", format!("there is no TelemetryStore '{name}'"));
     };
     let conditions = store.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
@@ -213,18 +198,27 @@ fn rebuild(work: &Work<'_>) -> Result<Plan, u32> {
     Ok(plan)
 }
 
+/// The files of each shard that is in the plan, and their digests.
+pub struct ShardFiles(BTreeMap<u32, (Wanted, String)>);
+
+impl ShardFiles {
+    fn new(owner: &Owner, resolved: &Resolved, plan: &Plan) -> Self {
+        let of = |shard: &u32| (*shard, files::shard(owner, resolved, plan, *shard));
+        Self(plan.shards.iter().map(of).collect())
+    }
+}
+
 /// What each shard is to be, and is.
-pub fn views(work: &Work<'_>, plan: &Plan, wish: &Wish, resolved: Option<&Resolved>) -> Vec<ShardView> {
+pub fn views(work: &Work<'_>, plan: &Plan, wish: &Wish, files: Option<&ShardFiles>) -> Vec<ShardView> {
     let prefix = Manifest::client_id_prefix_of(work.pipeline);
     let nothing = ShardObjects::default();
     plan.shards
         .iter()
         .map(|number| {
             let objects = work.shards.get(number).unwrap_or(&nothing);
-            let settled = resolved.is_none_or(|resolved| {
-                let (_, digest) = files::shard(&work.owner, resolved, plan, *number);
-                objects.is_settled(&digest)
-            });
+            let settled = files
+                .and_then(|files| files.0.get(number))
+                .is_none_or(|(_, digest)| objects.is_settled(digest));
             ShardView {
                 shard: *number,
                 role: plan.role(wish, *number),
@@ -247,6 +241,7 @@ async fn apply(
     ctx: &Context,
     resolved: &Resolved,
     plan: &Plan,
+    files: &ShardFiles,
     wish: &Wish,
 ) -> Result<(), Error> {
     let namespace = &work.owner.namespace;
@@ -254,11 +249,11 @@ async fn apply(
     // State first: what follows from it must never be ahead of it.
     let mut wanted = vec![files::plan(&work.owner, plan, &resolved.file)];
     wanted.extend(shared::all(&work.owner, resolved));
-    for number in &plan.shards {
+    for (number, (own, _)) in &files.0 {
         let objects = work.shards.get(number).cloned().unwrap_or_default();
         match plan.role(wish, *number) {
             role @ (Role::Active | Role::Parked) => {
-                wanted.push(files::shard(&work.owner, resolved, plan, *number).0);
+                wanted.push(own.clone());
                 // Never beside a retire Job of the same shard.
                 if objects.job.is_none() && objects.retire_pods.is_empty() {
                     let running = role == Role::Active;
@@ -272,7 +267,7 @@ async fn apply(
         keep.insert((wanted.kind, wanted.name.clone()));
         ctx.applier.ensure(namespace, wanted, &work.children).await?;
     }
-    nudge(work, ctx, resolved, plan, wish).await?;
+    nudge(work, ctx, plan, files, wish).await?;
     prune(work, ctx, &keep).await
 }
 
@@ -308,17 +303,17 @@ fn stops(pod: &DynamicObject) -> bool {
 async fn nudge(
     work: &Work<'_>,
     ctx: &Context,
-    resolved: &Resolved,
     plan: &Plan,
+    files: &ShardFiles,
     wish: &Wish,
 ) -> Result<(), Error> {
-    for (number, objects) in &work.shards {
-        if plan.role(wish, *number) != Role::Active || !plan.shards.contains(number) {
+    for (number, (_, digest)) in &files.0 {
+        let Some(objects) = work.shards.get(number).filter(|_| plan.role(wish, *number) == Role::Active)
+        else {
             continue;
-        }
-        let (_, digest) = files::shard(&work.owner, resolved, plan, *number);
+        };
         for (pod, report) in &objects.pods {
-            let behind = report.as_ref().is_some_and(|report| report.manifest != digest);
+            let behind = report.as_ref().is_some_and(|report| report.manifest != *digest);
             let uid = pod.uid().unwrap_or_default();
             if behind && !stops(pod) && ctx.last.is_due(format!("{uid}/{digest}"), NUDGE) {
                 let mark = format!("{digest}-{}", k8s_openapi::jiff::Timestamp::now().as_millisecond());

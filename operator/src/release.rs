@@ -6,13 +6,13 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams, Patch, PatchParams};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::{Client, Resource, ResourceExt};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::{Client, ResourceExt};
 use penstock_crds::IngestPipeline;
 use serde_json::json;
 
-use crate::ending::client_ids;
-use crate::names;
+use crate::context::publish;
+use crate::ending::{client_ids, other_finalizers};
 
 const PATIENCE: Duration = Duration::from_mins(2);
 const LOOK: Duration = Duration::from_millis(500);
@@ -45,8 +45,7 @@ pub async fn release(
     };
     for api in scopes {
         for pipeline in api.list(&ListParams::default()).await.map_err(Box::new)? {
-            let rest: Vec<_> =
-                pipeline.finalizers().iter().filter(|finalizer| *finalizer != names::FINALIZER).collect();
+            let rest = other_finalizers(&pipeline);
             if rest.len() == pipeline.finalizers().len() {
                 continue;
             }
@@ -62,16 +61,7 @@ pub async fn release(
                 "the operator is uninstalled: the workers go on, and nobody ends their sessions when this pipeline is deleted: {ids}"
             );
             println!("{namespace}/{}: {note}", pipeline.name_any());
-            let event = Event {
-                type_: EventType::Warning,
-                reason: "sessions_left".to_owned(),
-                note: Some(note.chars().take(1000).collect()),
-                action: "Release".to_owned(),
-                secondary: None,
-            };
-            if let Err(error) = recorder.publish(&event, &pipeline.object_ref(&())).await {
-                tracing::warn!(%error, "an Event could not be written");
-            }
+            publish(&recorder, &pipeline, "Release", false, "sessions_left", &note).await;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use penstock_crds::pipeline::Tls;
 use penstock_crds::plan::restart_digest;
 use penstock_crds::reference::KeyRef;
 use penstock_crds::store::Database;
-use penstock_crds::{FieldError, IngestPipeline, Manifest, TelemetryStore, plan, validate};
+use penstock_crds::{FieldError, IngestPipeline, Manifest, TelemetryStore, validate};
 use serde_json::{Value, json};
 
 /// What the operator is told at its start.
@@ -83,8 +83,6 @@ pub struct Resolved {
     pub restart: String,
     /// What the workers read of Secrets and ConfigMaps.
     pub credentials: BTreeSet<Credential>,
-    /// What is divided among shards.
-    pub keys: BTreeSet<String>,
 }
 
 /// Checks a pipeline against its store and the other pipelines.
@@ -123,7 +121,6 @@ pub fn pipeline(
     Ok(Resolved {
         file: documents(&[pipeline_document(pipeline), store_document(store)]),
         restart: restart_digest(&pipeline.spec, &store.spec),
-        keys: plan::keys(&pipeline.spec).into_iter().collect(),
         credentials,
         manifest,
     })

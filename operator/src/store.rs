@@ -7,6 +7,7 @@ use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
 use penstock_crds::TelemetryStore;
+use penstock_crds::plan::files_digest;
 use penstock_crds::report::StoreReport;
 use penstock_crds::store::TelemetryStoreStatus;
 use serde_json::json;
@@ -43,7 +44,7 @@ pub async fn reconcile(store: Arc<TelemetryStore>, ctx: Shared) -> Result<Action
     let result = match resolve::store(&store) {
         Err(fault) => Ok(Say::that(false, fault.reason(), fault.to_string())),
         Ok((manifest, credentials)) => {
-            let migration = build::migration(&manifest, build::image(&store, &ctx.config));
+            let migration = files_digest(&manifest, build::image(&store, &ctx.config));
             let mut wanted = vec![
                 files::store(&owner, &manifest),
                 build::account(&owner),
@@ -195,8 +196,7 @@ async fn put_status(store: &TelemetryStore, ctx: &Context, next: &TelemetryStore
 /// Pipelines speak of their store.
 fn tell_pipelines(store: &TelemetryStore, ctx: &Context) {
     let namespace = store.namespace().unwrap_or_default();
-    let pipelines = ctx.pipelines.get().map(kube::runtime::reflector::Store::state).unwrap_or_default();
-    for pipeline in pipelines {
+    for pipeline in ctx.all_pipelines() {
         if pipeline.namespace().as_deref() == Some(&namespace)
             && pipeline.spec.sink.store_ref.name == store.name_any()
         {

@@ -82,6 +82,10 @@ mod tests {
 
     use super::*;
 
+    fn subscription(filter: &str, format: Format) -> Subscription {
+        Subscription { filter: filter.into(), format, time_field: None, time_unit: None, mapping: None }
+    }
+
     #[test]
     fn filters_match_topics_as_the_protocol_says() {
         for (filter, topic, expected) in [
@@ -100,13 +104,6 @@ mod tests {
 
     #[test]
     fn the_first_matching_subscription_gives_the_format() {
-        let subscription = |filter: &str, format| Subscription {
-            filter: filter.into(),
-            format,
-            time_field: None,
-            time_unit: None,
-            mapping: None,
-        };
         let formats = Formats::new(&[
             subscription("$share/g/a/#", Format::InfluxLine),
             subscription("#", Format::SenMl),
@@ -117,13 +114,6 @@ mod tests {
 
     #[test]
     fn what_is_on_its_way_by_a_filter_that_is_gone_is_read_as_it_was() {
-        let subscription = |filter: &str, format| Subscription {
-            filter: filter.into(),
-            format,
-            time_field: None,
-            time_unit: None,
-            mapping: None,
-        };
         let first = Formats::new(&[subscription("a/#", Format::SenMl)]);
         let second = Formats::new(&[subscription("b/#", Format::V1)]).after(&first);
         assert_eq!((second.of(b"a/x"), second.of(b"b/x")), (&Reading::SenMl, &Reading::V1));

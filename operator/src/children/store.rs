@@ -12,19 +12,12 @@ use crate::kinds::Kind;
 use crate::names;
 use crate::resolve::{Config, Credential};
 
-/// Digest of what a migration depends on: the store's manifest and the image that brings the schema.
-pub fn migration(manifest: &str, image: &str) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(manifest.as_bytes()).update(image.as_bytes());
-    hasher.finalize().to_hex()[..16].to_owned()
-}
-
 /// The image of a store's jobs.
 pub fn image<'a>(store: &'a TelemetryStore, config: &'a Config) -> &'a str {
     store.spec.maintenance.image.as_deref().unwrap_or(&config.worker_image)
 }
 
-/// Name of the migration Job: another migration is another Job.
+/// Name of the migration Job. Another digest of manifest and image is another migration, and another Job.
 pub fn migrate_name(store: &str, migration: &str) -> String {
     names::child(store, &format!("migrate-{}", &migration[..8.min(migration.len())]))
 }

@@ -56,7 +56,6 @@ async fn a_missing_secret_is_named_and_the_pipeline_heals_by_itself_when_it_is_t
 ) -> Result<()> {
     let plant = Plant::new(bed).await?;
     plant.start(1).await?;
-    let host = bed.cluster()?.host_address()?;
     let auth = |text: String| {
         text.replace("replicas: 3", "replicas: 1").replace(
             "      subscriptions:",
@@ -79,9 +78,7 @@ async fn a_missing_secret_is_named_and_the_pipeline_heals_by_itself_when_it_is_t
         "--from-literal=username=u",
         "--from-literal=password=p-secret",
     ])?;
-    plant.ready(1).await.with_context(|| plant.logs())?;
-    let _ = host;
-    Ok(())
+    plant.ready(1).await.with_context(|| plant.logs())
 }
 
 async fn a_store_that_is_missing_leaves_what_runs_and_says_so(bed: &mut Bed) -> Result<()> {
