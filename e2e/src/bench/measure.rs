@@ -161,7 +161,9 @@ pub struct Drained {
     pub messages: f64,
     /// Its length.
     pub seconds: f64,
-    /// Median round trip to the broker meanwhile, in seconds.
+    /// The worker's processor time in it.
+    pub cpu_seconds: f64,
+    /// Mean round trip to the broker meanwhile, in seconds.
     pub round_trip: f64,
     /// What the worker counted in it.
     pub metrics: Metrics,
@@ -178,17 +180,24 @@ pub async fn drain(bed: &Bed, worker: &Worker, queued: u64) -> Result<Drained> {
     };
     let before = committed(0.1).await?;
     let (start, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
+    let cpu = cpu_seconds(worker.process.id());
     let pings = std::thread::spawn({
         let (address, stop) = (bed.address.clone(), Arc::clone(&stop));
         move || round_trip(&address, &stop)
     });
     let after = committed(0.9).await?;
-    let seconds = start.elapsed().as_secs_f64();
+    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds(worker.process.id()) - cpu);
     stop.store(true, Ordering::Relaxed);
     let round_trip = pings.join().map_err(|_| anyhow::anyhow!("the pings panicked"))??;
     require_identities(&worker.idle().await?)?;
     let stored: i64 = bed.sql(ROWS).await?;
     ensure!(stored as u64 == queued, "{stored} rows are stored, {queued} points were acknowledged");
     let metrics = after.since(&before);
-    Ok(Drained { messages: metrics.get("ingest_committed_total"), seconds, round_trip, metrics })
+    Ok(Drained {
+        messages: metrics.get("ingest_committed_total"),
+        seconds,
+        cpu_seconds: cpu,
+        round_trip,
+        metrics,
+    })
 }
