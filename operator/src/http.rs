@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 pub struct Pages {
     /// Counters.
     pub metrics: Metrics,
-    /// In each namespace: all caches are filled and the controllers run.
+    /// In each namespace: all caches are filled. A standby could take over.
     pub ready: Vec<Arc<AtomicBool>>,
 }
 

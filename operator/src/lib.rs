@@ -3,18 +3,22 @@
 //!
 //! A reconcile is a straight line: [`resolve`] (may it be built?), [`plan`] (which shard owns which key),
 //! [`children`] (the objects as they should be), [`apply`], [`status`]. All but `apply` are pure. Beside
-//! it the [`poller`] asks the workers how they are.
+//! it the [`poller`] asks the workers how they are. Of several replicas one does this, the [`leader`], by
+//! the rules of [`election`].
 
 pub mod apply;
 pub mod assign;
 pub mod caches;
 pub mod children;
+pub mod client;
 pub mod conditions;
 pub mod context;
+pub mod election;
 pub mod ending;
 pub mod error;
 pub mod http;
 pub mod kinds;
+pub mod leader;
 pub mod metrics;
 pub mod names;
 pub mod observe;

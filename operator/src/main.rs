@@ -4,9 +4,12 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use penstock_operator::election::Terms;
 use penstock_operator::http::{Pages, router};
+use penstock_operator::leader::{Election, Leadership};
 use penstock_operator::metrics::Metrics;
 use penstock_operator::release::release;
 use penstock_operator::resolve::Config;
@@ -63,7 +66,40 @@ struct Run {
     /// Where /livez, /readyz and /metrics listen.
     #[arg(long, env = "PENSTOCK_HTTP", default_value = "0.0.0.0:8080")]
     http: SocketAddr,
+    #[command(flatten)]
+    elect: Elect,
 }
+
+/// Of several replicas one works.
+#[derive(Args)]
+struct Elect {
+    /// Namespace of the Lease that the replicas share.
+    #[arg(long, env = "POD_NAMESPACE", required_unless_present = "no_election")]
+    lease_namespace: Option<String>,
+    /// Its name.
+    #[arg(long, env = "PENSTOCK_LEASE", default_value = "penstock-operator")]
+    lease: String,
+    /// Seconds that others wait for a leader of which nothing is heard. It stops itself after two thirds.
+    #[arg(long, env = "PENSTOCK_LEASE_DURATION", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..=3600))]
+    lease_duration: u16,
+    /// What this replica is called in it; something that no other has is appended.
+    #[arg(long, env = "POD_NAME", default_value = "operator")]
+    name: String,
+    /// Work without a Lease. Only where no other operator looks after the same namespaces.
+    #[arg(long)]
+    no_election: bool,
+}
+
+impl Elect {
+    fn election(self) -> Option<Election> {
+        let namespace = self.lease_namespace.filter(|_| !self.no_election)?;
+        let me = format!("{}_{}", self.name, uuid::Uuid::new_v4());
+        Some(Election { namespace, lease: self.lease, me, terms: Terms::new(self.lease_duration) })
+    }
+}
+
+/// How long reconciles may go on after the signal to stop.
+const GRACE: Duration = Duration::from_secs(10);
 
 type Fault = Box<dyn std::error::Error + Send + Sync>;
 
@@ -99,8 +135,13 @@ fn log(format: LogFormat) {
 }
 
 async fn reconcile(options: Run, namespaces: Vec<String>) -> Result<(), Fault> {
-    let client = kube::Client::try_default().await?;
     let metrics = Metrics::new()?;
+    let cluster = kube::Config::infer().await?;
+    let leadership = match options.elect.election() {
+        Some(election) => Leadership::stand(&cluster, &election, &metrics)?,
+        None => Leadership::alone(cluster, &metrics)?,
+    };
+    let (client, leads) = (leadership.client.clone(), leadership.leads.clone());
     let config = Config {
         worker_image: options.worker_image,
         pull_policy: options.worker_pull_policy,
@@ -127,12 +168,28 @@ async fn reconcile(options: Run, namespaces: Vec<String>) -> Result<(), Fault> {
     tokio::spawn(async move { axum::serve(listener, router(pages)).await });
     let mut controllers = JoinSet::new();
     for (scope, ready) in scopes.into_iter().zip(ready) {
-        controllers.spawn(run(client.clone(), config.clone(), scope, metrics.clone(), ready, stop.clone()));
+        let (client, config, metrics) = (client.clone(), config.clone(), metrics.clone());
+        controllers.spawn(run(client, config, scope, metrics, ready, leads.clone(), stop.clone()));
     }
-    while let Some(ended) = controllers.join_next().await {
+    let mut stop = stop;
+    let overdue = async {
+        let _ = stop.wait_for(|stop| *stop).await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        ended = all(&mut controllers) => ended?,
+        // Not released: something may still be written.
+        () = overdue => return Err(format!("reconciles did not end within {GRACE:?}; the lease is left to expire").into()),
+    }
+    leadership.release().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn all(tasks: &mut JoinSet<()>) -> Result<(), tokio::task::JoinError> {
+    while let Some(ended) = tasks.join_next().await {
         ended?;
     }
-    tracing::info!("stopped");
     Ok(())
 }
 

@@ -12,6 +12,10 @@ pub struct Metrics {
     errors: IntCounterVec,
     writes: IntCounterVec,
     polls: IntCounterVec,
+    /// 1 while this replica leads.
+    pub leader: IntGauge,
+    /// How often the lease went from one holder to another.
+    pub transitions: IntGauge,
     /// Reconciles that run now.
     pub running: IntGauge,
     /// Triggers that wait for the controllers.
@@ -42,6 +46,8 @@ impl Metrics {
             errors: counter("reconcile_errors_total", "Failed reconciles.", &["kind", "reason"])?,
             writes: counter("writes_total", "Objects written to the API server.", &["kind", "verb"])?,
             polls: counter("polls_total", "Questions to workers for their status.", &["outcome"])?,
+            leader: gauge("leader", "1 if this replica leads.")?,
+            transitions: gauge("lease_transitions", "Changes of the lease's holder, of all replicas.")?,
             running: gauge("reconciles_running", "Reconciles that run now.")?,
             waiting: gauge("triggers_waiting", "Triggers that wait for the controllers.")?,
             durations,

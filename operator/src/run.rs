@@ -29,24 +29,37 @@ use crate::{pipeline, store};
 /// Reconciles of a kind at a time.
 const AT_ONCE: u16 = 8;
 
-/// Runs until told to stop.
+/// Fills the caches, waits until this replica leads, and runs until told to stop. With warm caches a
+/// replica is ready only if it could take over: a rollout ends no old one before.
 pub async fn run(
     client: Client,
     config: Config,
     namespace: Option<String>,
     metrics: Metrics,
     ready: Arc<AtomicBool>,
-    stop: tokio::sync::watch::Receiver<bool>,
+    mut leads: tokio::sync::watch::Receiver<bool>,
+    mut stop: tokio::sync::watch::Receiver<bool>,
 ) {
-    let (pipelines, pipelines_asked) = mpsc::unbounded_channel();
-    let (stores, stores_asked) = mpsc::unbounded_channel();
+    let (pipelines, mut pipelines_asked) = mpsc::unbounded_channel();
+    let (stores, mut stores_asked) = mpsc::unbounded_channel();
     let triggers = Triggers { pipelines, stores, metrics: metrics.clone() };
     let (caches, watches) = Caches::start(&client, namespace.as_deref(), &triggers);
     let mut tasks = tokio::task::JoinSet::new();
     for watch in watches {
         tasks.spawn(watch);
     }
-    caches.ready().await;
+    let begin = async {
+        caches.ready().await;
+        ready.store(true, Ordering::Relaxed);
+        leads.wait_for(|leads| *leads).await.is_ok()
+    };
+    tokio::select! {
+        begins = begin => if !begins { return },
+        _ = stop.wait_for(|stop| *stop) => return,
+        // At the beginning all is reconciled, asked for or not.
+        () = forget(&mut pipelines_asked, &metrics) => {}
+        () = forget(&mut stores_asked, &metrics) => {}
+    }
     let reports = Reports::default();
     tasks.spawn(poller::run(caches.clone(), reports.clone(), triggers.clone(), metrics.clone()));
     let reporter = Reporter { controller: "penstock".to_owned(), instance: std::env::var("POD_NAME").ok() };
@@ -68,12 +81,17 @@ pub async fn run(
     let of_pipelines =
         controller::<IngestPipeline>(&context, scope, pipelines_asked, &context.pipelines, &stop);
     let of_stores = controller::<TelemetryStore>(&context, scope, stores_asked, &context.stores, &stop);
-    ready.store(true, Ordering::Relaxed);
     // Stores are reconciled with the pipelines' cache, and the other way round: both are set by now.
     let pipelines = drive(of_pipelines, &context, pipeline::reconcile);
     let stores = drive(of_stores, &context, store::reconcile);
     tokio::join!(pipelines, stores);
     tasks.shutdown().await;
+}
+
+async fn forget<T>(asked: &mut mpsc::UnboundedReceiver<T>, metrics: &Metrics) {
+    while asked.recv().await.is_some() {
+        metrics.waiting.dec();
+    }
 }
 
 fn controller<K>(
