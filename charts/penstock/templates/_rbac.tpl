@@ -42,6 +42,17 @@
   verbs: [create, patch]
 {{- end }}
 
+{{/* What the replicas of the operator may do to elect one. A right to create has no name. */}}
+{{- define "penstock.leaseRules" -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ include "penstock.fullname" . }}]
+  verbs: [get, update]
+{{- end }}
+
 {{/* What the pre-delete hook may do with pipelines. */}}
 {{- define "penstock.releaseRules" -}}
 - apiGroups: [penstock.dev]

@@ -23,6 +23,9 @@ pub fn all() -> Vec<Scenario> {
         scenario!(a_charts_rights_end_at_the_listed_namespaces_and_never_reach_secrets[helm]),
         scenario!(a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for[helm]),
         scenario!(a_chart_refuses_values_that_it_does_not_know[helm]),
+        scenario!(
+            a_chart_has_two_replicas_of_the_operator_that_share_a_lease_and_nothing_else_of_its_kind[helm]
+        ),
         scenario!(a_charts_workers_have_an_image_of_their_own_or_the_operators[helm]),
         scenario!(a_chart_brings_the_generated_definitions_and_keeps_them[helm]),
     ]
@@ -74,7 +77,6 @@ async fn a_chart_without_values_serves_all_namespaces_and_passes_the_restricted_
     let objects = template(&[])?;
     let deployment = one(&objects, "Deployment")?;
     same("the list of namespaces", variable(deployment, "PENSTOCK_NAMESPACES"), &json!(""))?;
-    same("the strategy", &deployment["spec"]["strategy"], &json!({"type": "Recreate"}))?;
     same(
         "the selector",
         &deployment["spec"]["selector"]["matchLabels"],
@@ -130,6 +132,7 @@ async fn a_charts_rights_end_at_the_listed_namespaces_and_never_reach_secrets(_:
         (Some("north"), Some("penstock-release")),
         (Some("south"), Some("penstock")),
         (Some("south"), Some("penstock-release")),
+        (Some("penstock-system"), Some("penstock-lease")),
         (Some("penstock-system"), Some("penstock-release-operator")),
     ]);
     ensure!(granted == expected, "{granted:?}");
@@ -179,7 +182,9 @@ async fn a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for(_
 
 async fn a_chart_refuses_values_that_it_does_not_know(_: &mut Bed) -> Result<()> {
     for (value, said) in [
-        ("replicas=2", "additional properties 'replicas' not allowed"),
+        ("replica=2", "additional properties 'replica' not allowed"),
+        ("replicas=-1", "at '/replicas'"),
+        ("leaseDurationSeconds=2", "at '/leaseDurationSeconds'"),
         ("image.tagg=1", "at '/image': additional properties 'tagg' not allowed"),
         ("namespaces={North}", "at '/namespaces/0'"),
         ("image.pullPolicy=Sometimes", "at '/image/pullPolicy'"),
@@ -189,6 +194,38 @@ async fn a_chart_refuses_values_that_it_does_not_know(_: &mut Bed) -> Result<()>
         let Err(refusal) = template(&[value]) else { bail!("{value} is taken") };
         ensure!(refusal.to_string().contains(said), "{value}: {refusal}");
     }
+    Ok(())
+}
+
+async fn a_chart_has_two_replicas_of_the_operator_that_share_a_lease_and_nothing_else_of_its_kind(
+    _: &mut Bed,
+) -> Result<()> {
+    let objects = template(&["leaseDurationSeconds=30"])?;
+    let deployment = one(&objects, "Deployment")?;
+    same("the replicas", &deployment["spec"]["replicas"], &json!(2))?;
+    let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}});
+    same("the strategy", &deployment["spec"]["strategy"], &strategy)?;
+    let spread = &deployment["spec"]["template"]["spec"]["topologySpreadConstraints"][0];
+    same("a lack of nodes", &spread["whenUnsatisfiable"], &json!("ScheduleAnyway"))?;
+    let selector = &deployment["spec"]["selector"];
+    same("what is spread", &spread["labelSelector"], selector)?;
+    let budget = one(&objects, "PodDisruptionBudget")?;
+    same("what is kept from evictions", &budget["spec"]["selector"], selector)?;
+    same("evictions", &budget["spec"]["maxUnavailable"], &json!(1))?;
+    let lease = variable(deployment, "PENSTOCK_LEASE");
+    same("the lease", lease, &json!("penstock"))?;
+    same("its duration", variable(deployment, "PENSTOCK_LEASE_DURATION"), &json!("30"))?;
+    let role = of_kind(&objects, "Role").find(|role| role["metadata"]["name"] == "penstock-lease");
+    let role = role.context("no Role for the lease")?;
+    same("where", &role["metadata"]["namespace"], &json!("penstock-system"))?;
+    let group = json!(["coordination.k8s.io"]);
+    let expected = json!([
+        {"apiGroups": group, "resources": ["leases"], "verbs": ["create"]},
+        {"apiGroups": group, "resources": ["leases"], "resourceNames": [lease], "verbs": ["get", "update"]},
+    ]);
+    same("the rights", &role["rules"], &expected)?;
+    let alone = template(&["replicas=1"])?;
+    ensure!(of_kind(&alone, "PodDisruptionBudget").next().is_none(), "one replica that nobody may evict");
     Ok(())
 }
 
