@@ -213,6 +213,11 @@ impl Cluster {
         self.nodes.iter().try_for_each(|node| node.load_image(archive))
     }
 
+    /// The node of this name.
+    pub fn node(&self, name: &str) -> Result<&Node> {
+        self.nodes.iter().find(|node| node.name() == name).with_context(|| format!("no node {name} of ours"))
+    }
+
     /// Every request to the API server, one JSON document a line.
     pub fn audit_log(&self) -> Result<PathBuf> {
         ensure!(self.is_own(), "the audit log of a cluster that is not ours cannot be read");

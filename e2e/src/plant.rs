@@ -21,6 +21,8 @@ use crate::wait::until_async;
 
 /// Namespace and release of the operator.
 pub const SYSTEM: &str = "penstock-system";
+/// Selects the operator's pods.
+pub const OPERATOR: &str = "app.kubernetes.io/component=operator";
 /// The pipeline of `examples/fleet.yaml`.
 pub const PIPELINE: &str = "fleet";
 /// Until what is applied is as it should be.
@@ -218,8 +220,10 @@ impl Plant {
         let workers = self.kubectl(&["logs", "-l", &label, "--tail=12", "--prefix"]).unwrap_or_default();
         let objects = self.kubectl(&["get", "deploy,pods,jobs,cm", "-o", "wide"]).unwrap_or_default();
         let events = self.kubectl(&["get", "events"]).unwrap_or_default();
-        let operator =
-            self.cluster.kubectl(&["logs", "-n", SYSTEM, "deploy/penstock", "--tail=40"]).unwrap_or_default();
+        let operator = self
+            .cluster
+            .kubectl(&["logs", "-n", SYSTEM, "-l", OPERATOR, "--tail=40", "--prefix"])
+            .unwrap_or_default();
         format!("--- workers\n{workers}--- objects\n{objects}--- events\n{events}--- operator\n{operator}")
     }
 }
