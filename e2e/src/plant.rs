@@ -64,7 +64,8 @@ pub fn install_with(cluster: &Cluster, more: &[&str]) -> Result<()> {
 
 /// A namespace with a pipeline in it.
 pub struct Plant {
-    cluster: Arc<Cluster>,
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
     /// The namespace; it enforces the Pod Security level `restricted`.
     pub namespace: String,
     /// Between workers and broker.
@@ -217,6 +218,24 @@ impl Plant {
         waited.await.with_context(|| {
             format!("{:#}", self.pipeline().map(|ipl| ipl["status"].clone()).unwrap_or_default())
         })
+    }
+
+    /// Kills the first process of a pod's container, as a crash does.
+    pub fn crash(&self, namespace: &str, pod: &str) -> Result<()> {
+        let path = "jsonpath={.spec.nodeName} {.status.containerStatuses[0].containerID}";
+        let said = self.cluster.kubectl(&["get", "pod", pod, "-n", namespace, "-o", path])?;
+        let (node, container) =
+            said.split_once(" containerd://").with_context(|| format!("{pod} runs not: {said}"))?;
+        let mut kill = self.cluster.node(node)?.command("ctr");
+        kill.args(["--namespace", "k8s.io", "task", "kill", "--signal", "SIGKILL", container]);
+        stack::process::output(&mut kill).map(drop)
+    }
+
+    /// Asks for so many shards.
+    pub fn scale(&self, replicas: u32) -> Result<()> {
+        let (pipeline, replicas) =
+            (format!("ingestpipelines.penstock.dev/{PIPELINE}"), format!("--replicas={replicas}"));
+        self.kubectl(&["scale", &pipeline, &replicas]).map(drop)
     }
 
     /// Whether the broker has a session of the shard. Asked only where no worker has it.

@@ -1,10 +1,12 @@
 //! The operator on a real cluster, installed from its chart: pipelines with real workers, a real broker
 //! and a real database.
 
+mod away;
 mod causes;
 mod children;
 mod last;
 mod life;
+mod moves;
 mod scale;
 mod sharding;
 
@@ -12,5 +14,15 @@ use crate::suite::Scenario;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    [scale::all(), life::all(), children::all(), causes::all(), sharding::all(), last::all()].concat()
+    [
+        scale::all(),
+        life::all(),
+        children::all(),
+        causes::all(),
+        sharding::all(),
+        moves::all(),
+        away::all(),
+        last::all(),
+    ]
+    .concat()
 }
