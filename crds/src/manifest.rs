@@ -180,7 +180,7 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::*;
 
-    const PLANT: &str = include_str!("../../examples/plant.yaml");
+    const PLANT: &str = include_str!("../../examples/worker.yaml");
 
     fn refused(wrong: &str, right: &str) -> String {
         assert!(PLANT.contains(right), "the example holds '{right}'");

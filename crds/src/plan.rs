@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use crate::Manifest;
 
-    const EXAMPLE: &str = include_str!("../../examples/plant.yaml");
+    const EXAMPLE: &str = include_str!("../../examples/worker.yaml");
 
     fn digest_with(edits: &[(&str, &str)]) -> String {
         let text = edits.iter().fold(EXAMPLE.to_owned(), |text, (old, new)| {

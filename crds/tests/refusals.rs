@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 const CASES: &str = include_str!("refusals.yaml");
-const EXAMPLE: &str = include_str!("../../examples/plant.yaml");
+const EXAMPLE: &str = include_str!("../../examples/worker.yaml");
 const DEFINITIONS: [(&str, &str); 2] = [
     ("IngestPipeline", include_str!("../yaml/ingestpipeline.yaml")),
     ("TelemetryStore", include_str!("../yaml/telemetrystore.yaml")),

@@ -238,7 +238,7 @@ impl Bed {
 
     /// Writes the example manifest with the scenario's broker and changes of `edit`.
     pub fn manifest(&self, edit: impl FnOnce(String) -> String) -> Result<PathBuf> {
-        let example = std::fs::read_to_string(stack::project().join("examples/plant.yaml"))?;
+        let example = std::fs::read_to_string(stack::project().join("examples/worker.yaml"))?;
         let text = broker_url(&example, &self.address)
             .replace("clientIdPrefix: plant", &format!("clientIdPrefix: bed-{}", self.number));
         let path = self.folder.join("plant.yaml");

@@ -26,6 +26,7 @@ use crate::stack::process::output;
 use crate::stack::{self, install};
 use crate::wait::until_blocking;
 use control_plane::ControlPlane;
+use namespace::Namespace;
 use node::{Node, Parts};
 use pki::Pki;
 
@@ -216,6 +217,28 @@ impl Cluster {
     /// The node of this name.
     pub fn node(&self, name: &str) -> Result<&Node> {
         self.nodes.iter().find(|node| node.name() == name).with_context(|| format!("no node {name} of ours"))
+    }
+
+    /// Ends a node at once with all that runs on it, as a power cut does.
+    pub fn kill_node(&self, number: u8) -> Result<()> {
+        ensure!(self.own.is_some(), "only a node that this process started can be started again");
+        namespace::kill(&node::script_path(&folder(), number))
+    }
+
+    /// Starts it again.
+    pub fn restart_node(&self, number: u8) -> Result<()> {
+        let control_plane = self.own.as_ref().context("a cluster of our own")?;
+        Node::restart(&folder(), number, control_plane)
+    }
+
+    /// Has the API server answer nobody, or everybody again.
+    pub fn freeze_api_server(&self, frozen: bool) -> Result<()> {
+        ensure!(self.is_own(), "the API server of a cluster that is not ours goes on");
+        let control_plane =
+            Namespace::of(control_plane::script_path(&folder())).context("the control plane is not there")?;
+        let signal = if frozen { "STOP" } else { "CONT" };
+        output(control_plane.command("pkill").args(["--signal", signal, "--exact", "kube-apiserver"]))
+            .map(drop)
     }
 
     /// Every request to the API server, one JSON document a line.

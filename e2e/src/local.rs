@@ -104,7 +104,7 @@ pub async fn up() -> Result<bool> {
 
     let manifest = files().join("plant.yaml");
     write_secrets(&files().join("secrets"), &urls)?;
-    let example = fs::read_to_string(stack::project().join("examples/plant.yaml"))?;
+    let example = fs::read_to_string(stack::project().join("examples/worker.yaml"))?;
     fs::write(&manifest, broker_url(&example, &format!("127.0.0.1:{}", running.broker.port)))?;
     let (good, said) = worker::command(&["migrate"], &manifest, &files().join("secrets")).await?;
     ensure!(good, "migrate: {said}");

@@ -15,6 +15,7 @@ mod local;
 mod plant;
 mod proxy;
 mod publisher;
+mod record;
 mod report;
 mod sampler;
 mod scenarios;
@@ -76,6 +77,8 @@ enum Command {
         /// One step alone: 1 to 11.
         step: Option<usize>,
     },
+    /// One page with plots of the runs that the tests kept: rate, delay and shards while all changes.
+    Report,
     /// Measure the worker against what broker and database can do at most.
     Bench {
         /// One part alone: points10, points1, copy, bare, latency or window.
@@ -104,6 +107,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Demo => demo::run(),
         Command::Test { filter } => suite::run(filter.as_deref()),
         Command::Validate { step } => validate::run(step),
+        Command::Report => record::report(),
         Command::Bench { part } => runtime()?.block_on(bench::run(part.as_deref())),
     }
 }

@@ -23,15 +23,20 @@ use crate::wait::until_async;
 pub const SYSTEM: &str = "penstock-system";
 /// Selects the operator's pods.
 pub const OPERATOR: &str = "app.kubernetes.io/component=operator";
-/// The pipeline of `examples/fleet.yaml`.
-pub const PIPELINE: &str = "fleet";
+/// The pipeline of `examples/plant.yaml`.
+pub const PIPELINE: &str = "plant";
 /// Until what is applied is as it should be.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Installs the operator from the chart, as a user does.
 pub fn install(cluster: &Cluster) -> Result<()> {
+    install_with(cluster, &[])
+}
+
+/// The same with values of the chart.
+pub fn install_with(cluster: &Cluster, more: &[&str]) -> Result<()> {
     cluster.load_penstock()?;
-    let chart = stack::project().join("charts/penstock");
+    let chart = stack::project().join("charts/penstock").to_string_lossy().into_owned();
     let (repository, tag) = PENSTOCK.split_once(':').context("an image's tag")?;
     let values = [
         format!("image.repository={repository}"),
@@ -40,11 +45,12 @@ pub fn install(cluster: &Cluster) -> Result<()> {
         "log.level=info,penstock_operator=debug".replace(',', "\\,"),
     ]
     .join(",");
-    cluster.helm(&[
+    let more = more.iter().flat_map(|value| ["--set", *value]);
+    let install = [
         "upgrade",
         "--install",
         "penstock",
-        &chart.to_string_lossy(),
+        &chart,
         "-n",
         SYSTEM,
         "--create-namespace",
@@ -53,13 +59,15 @@ pub fn install(cluster: &Cluster) -> Result<()> {
         "--wait",
         "--timeout",
         "90s",
-    ])?;
+    ];
+    cluster.helm(&install.into_iter().chain(more).collect::<Vec<_>>())?;
     Ok(())
 }
 
 /// A namespace with a pipeline in it.
 pub struct Plant {
-    cluster: Arc<Cluster>,
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
     /// The namespace; it enforces the Pod Security level `restricted`.
     pub namespace: String,
     /// Between workers and broker.
@@ -84,7 +92,7 @@ impl Plant {
         let namespace = format!("e2e-{}", bed.number());
         let plant = Self {
             broker_url: format!("mqtt://{host}:{}", broker.port),
-            prefix: format!("fleet-{}", bed.number()),
+            prefix: format!("plant-{}", bed.number()),
             address: bed.address.clone(),
             cluster,
             namespace,
@@ -129,17 +137,22 @@ impl Plant {
 
     /// The example, with this broker and these client ids, and changes of `edit`.
     pub fn manifest(&self, edit: impl FnOnce(String) -> String) -> Result<String> {
-        let example = std::fs::read_to_string(stack::project().join("examples/fleet.yaml"))?;
+        let example = std::fs::read_to_string(stack::project().join("examples/plant.yaml"))?;
         let text = example
             .replace("mqtt://broker:1883", &self.broker_url)
-            .replace("clientIdPrefix: fleet", &format!("clientIdPrefix: {}", self.prefix));
+            .replace("clientIdPrefix: plant", &format!("clientIdPrefix: {}", self.prefix));
         Ok(edit(text))
     }
 
     /// `kubectl apply` of a text.
     pub fn apply(&self, text: &str) -> Result<String> {
+        self.apply_in(&self.namespace, text)
+    }
+
+    /// The same in another namespace.
+    pub fn apply_in(&self, namespace: &str, text: &str) -> Result<String> {
         let mut command = self.cluster.kubectl_command()?;
-        command.args(["-n", &self.namespace, "apply", "-f", "-"]);
+        command.args(["-n", namespace, "apply", "-f", "-"]);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         child.stdin.take().context("standard input")?.write_all(text.as_bytes())?;
@@ -209,9 +222,37 @@ impl Plant {
         })
     }
 
+    /// Kills the first process of a pod's container, as a crash does.
+    pub fn crash(&self, namespace: &str, pod: &str) -> Result<()> {
+        self.signal(namespace, pod, "SIGKILL")
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, namespace: &str, pod: &str, signal: &str) -> Result<()> {
+        let path = "jsonpath={.spec.nodeName} {.status.containerStatuses[0].containerID}";
+        let said = self.cluster.kubectl(&["get", "pod", pod, "-n", namespace, "-o", path])?;
+        let (node, container) =
+            said.split_once(" containerd://").with_context(|| format!("{pod} runs not: {said}"))?;
+        let mut kill = self.cluster.node(node)?.command("ctr");
+        kill.args(["--namespace", "k8s.io", "task", "kill", "--signal", signal, container]);
+        stack::process::output(&mut kill).map(drop)
+    }
+
+    /// Asks for so many shards.
+    pub fn scale(&self, replicas: u32) -> Result<()> {
+        let (pipeline, replicas) =
+            (format!("ingestpipelines.penstock.dev/{PIPELINE}"), format!("--replicas={replicas}"));
+        self.kubectl(&["scale", &pipeline, &replicas]).map(drop)
+    }
+
     /// Whether the broker has a session of the shard. Asked only where no worker has it.
     pub async fn has_session(&self, shard: u32) -> Result<bool> {
         publisher::has_session(&self.address, &format!("{}-{shard}", self.prefix)).await
+    }
+
+    /// The end of the logs of the operator's replicas.
+    pub fn operator_log(&self) -> Result<String> {
+        self.cluster.kubectl(&["logs", "-n", SYSTEM, "-l", OPERATOR, "--tail=40", "--prefix"])
     }
 
     /// What is told after a failure.
@@ -220,10 +261,7 @@ impl Plant {
         let workers = self.kubectl(&["logs", "-l", &label, "--tail=12", "--prefix"]).unwrap_or_default();
         let objects = self.kubectl(&["get", "deploy,pods,jobs,cm", "-o", "wide"]).unwrap_or_default();
         let events = self.kubectl(&["get", "events"]).unwrap_or_default();
-        let operator = self
-            .cluster
-            .kubectl(&["logs", "-n", SYSTEM, "-l", OPERATOR, "--tail=40", "--prefix"])
-            .unwrap_or_default();
+        let operator = self.operator_log().unwrap_or_default();
         format!("--- workers\n{workers}--- objects\n{objects}--- events\n{events}--- operator\n{operator}")
     }
 }
@@ -244,4 +282,11 @@ pub fn condition<'a>(object: &'a Value, kind: &str) -> (&'a str, &'a str) {
     found.map_or(("", ""), |found| {
         (found["status"].as_str().unwrap_or_default(), found["reason"].as_str().unwrap_or_default())
     })
+}
+
+/// What a pipeline's condition says.
+pub fn message<'a>(object: &'a Value, kind: &str) -> &'a str {
+    let conditions = object["status"]["conditions"].as_array();
+    let found = conditions.into_iter().flatten().find(|condition| condition["type"] == kind);
+    found.and_then(|found| found["message"].as_str()).unwrap_or_default()
 }

@@ -129,7 +129,7 @@ mod tests {
             secrets: folder.path().to_owned(),
             shard: 0,
         };
-        std::fs::write(&sources.manifest, include_str!("../../examples/plant.yaml")).unwrap();
+        std::fs::write(&sources.manifest, include_str!("../../examples/worker.yaml")).unwrap();
         reported(Some(&file), migrate(&sources)).await.unwrap_err();
         let Outcome::Failed { error } = read() else { panic!("a failure is left") };
         assert_eq!(error.reason, "secret_missing");

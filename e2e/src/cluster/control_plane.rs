@@ -57,6 +57,8 @@ fn script(folder: &Path, programs: &Path, root: &Path, pki: &Pki) -> Result<Scri
     let manager = [
         "--use-service-account-credentials".to_owned(),
         "--allocate-node-cidrs=false".to_owned(),
+        // Tests wait for it.
+        "--node-monitor-grace-period=30s".to_owned(),
         format!("--root-ca-file={}", pki.argument("ca.crt")),
         format!("--service-account-private-key-file={}", pki.argument("service-accounts.key")),
     ];

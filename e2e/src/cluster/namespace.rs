@@ -13,6 +13,8 @@ use crate::stack::process;
 use crate::wait::until_blocking;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A script's last line: without a child left, the first process, and with it the namespaces, would end.
+const WAIT: &str = "wait\n";
 
 /// A shell script that is the first process of namespaces of its own.
 #[derive(Debug, Clone)]
@@ -25,6 +27,12 @@ impl Script {
     /// An empty one. It lies where it can be read when something is wrong.
     pub fn new(path: PathBuf) -> Self {
         Self { path, text: "set -eu\n".to_owned() }
+    }
+
+    /// One that ran before.
+    pub fn read(path: PathBuf) -> Result<Self> {
+        let text = fs::read_to_string(&path)?;
+        Ok(Self { text: text.trim_end_matches(WAIT).to_owned(), path })
     }
 
     /// Runs these lines.
@@ -43,8 +51,7 @@ impl Script {
     /// Runs it. Its standard input is `lock`: a lock on it is held until the last process has
     /// ended. `bound` says whether it ends with this process.
     pub fn run(mut self, lock: &File, bound: bool) -> Result<Namespace> {
-        // Without a child left, the first process, and with it the namespaces, would end.
-        self.text.push_str("wait\n");
+        self.text.push_str(WAIT);
         fs::write(&self.path, &self.text)?;
         let log = File::options().create(true).append(true).open(self.path.with_extension("log"))?;
         let mut command = Command::new("setpriv");

@@ -66,6 +66,12 @@ impl Node {
         Some(Self { number, folder: cluster.join(name(number)), namespace })
     }
 
+    /// Starts one again that was killed, with what it has on its disk.
+    pub fn restart(folder: &Path, number: u8, control_plane: &ControlPlane) -> Result<()> {
+        let namespace = Script::read(script_path(folder, number))?.run(&control_plane.lock, true)?;
+        network::connect_node(&control_plane.namespace, number, &namespace)
+    }
+
     /// What the API server calls it.
     pub fn name(&self) -> String {
         name(self.number)

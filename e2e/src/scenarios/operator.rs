@@ -1,11 +1,13 @@
 //! The operator on a real cluster, installed from its chart: pipelines with real workers, a real broker
 //! and a real database.
 
+mod away;
 mod causes;
 mod children;
 mod last;
 mod leader;
 mod life;
+mod moves;
 mod scale;
 mod sharding;
 
@@ -13,6 +15,16 @@ use crate::suite::Scenario;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    [scale::all(), life::all(), children::all(), causes::all(), sharding::all(), leader::all(), last::all()]
-        .concat()
+    [
+        scale::all(),
+        life::all(),
+        children::all(),
+        causes::all(),
+        sharding::all(),
+        moves::all(),
+        away::all(),
+        leader::all(),
+        last::all(),
+    ]
+    .concat()
 }

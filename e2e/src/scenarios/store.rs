@@ -157,7 +157,7 @@ async fn a_wrong_manifest_is_refused_with_its_path_and_what_would_be_right(bed: 
             "spec.source.mqtt.auth",
         ),
     ] {
-        let example = std::fs::read_to_string(crate::stack::project().join("examples/plant.yaml"))?;
+        let example = std::fs::read_to_string(crate::stack::project().join("examples/worker.yaml"))?;
         ensure!(example.contains(from), "the example has {from}");
         let manifest = bed.folder.join("wrong.yaml");
         std::fs::write(&manifest, example.replace(from, to))?;

@@ -5,7 +5,7 @@ use super::*;
 use crate::plan::{Plan, Wish};
 use crate::resolve::{self, Config, Resolved, Unresolved};
 
-const EXAMPLE: &str = include_str!("../../../examples/fleet.yaml");
+const EXAMPLE: &str = include_str!("../../../examples/plant.yaml");
 const NOBODY: &[std::sync::Arc<IngestPipeline>] = &[];
 
 fn config() -> Config {
@@ -80,7 +80,7 @@ fn what_the_end_of_a_session_needs_has_no_owner_and_all_else_has() {
         let goes = object["metadata"].get("ownerReferences").is_some();
         assert_eq!(
             goes,
-            !["fleet-retire", "fleet-retire-0", "fleet-plan"].contains(&name.as_str()),
+            !["plant-retire", "plant-retire-0", "plant-plan"].contains(&name.as_str()),
             "{name}"
         );
     }

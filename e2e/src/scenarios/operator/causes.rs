@@ -1,14 +1,20 @@
 //! Why a pipeline is not ready is in its condition within ten seconds, and gone again when it is over.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use sqlx::{Connection, Executor, PgConnection};
 
+use super::scale::{POINTS, stored};
 use crate::bed::Bed;
-use crate::plant::{PIPELINE, Plant, condition};
+use crate::fleet::Fleet;
+use crate::plant::{PIPELINE, Plant, condition, message};
 use crate::proxy::Mode;
 use crate::scenario;
-use crate::stack::mosquitto::Setup;
+use crate::scenarios::load::Load;
+use crate::stack::mosquitto::{Guard, Setup};
 use crate::suite::Scenario;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -24,6 +30,11 @@ pub fn all() -> Vec<Scenario> {
             setup: Setup { refused: Some("traksense/t3/+/+/telem"), ..Setup::default() },
             ..scenario!(a_filter_that_the_broker_refuses_is_named[cluster])
         },
+        Scenario {
+            setup: Setup { guard: Some(Guard::Password), ..Setup::default() },
+            ..scenario!(a_wrong_password_is_told_and_the_pipeline_heals_when_the_secret_is_right[cluster, broker])
+        },
+        scenario!(a_full_queue_that_grows_old_is_told_and_drains_when_the_database_stores_again[cluster]),
     ]
 }
 
@@ -56,13 +67,7 @@ async fn a_missing_secret_is_named_and_the_pipeline_heals_by_itself_when_it_is_t
 ) -> Result<()> {
     let plant = Plant::new(bed).await?;
     plant.start(1).await?;
-    let auth = |text: String| {
-        text.replace("replicas: 3", "replicas: 1").replace(
-            "      subscriptions:",
-            "      auth:\n        username: {secretKeyRef: {name: broker, key: username}}\n        password: {secretKeyRef: {name: broker, key: password}}\n      subscriptions:",
-        )
-    };
-    plant.apply(&plant.manifest(auth)?)?;
+    plant.apply(&plant.manifest(with_login)?)?;
     plant
         .until("the missing Secret is told", |ipl| {
             let said = ipl["status"]["conditions"].to_string();
@@ -70,15 +75,71 @@ async fn a_missing_secret_is_named_and_the_pipeline_heals_by_itself_when_it_is_t
         })
         .await
         .with_context(|| plant.logs())?;
-    plant.kubectl(&[
-        "create",
-        "secret",
-        "generic",
-        "broker",
-        "--from-literal=username=u",
-        "--from-literal=password=p-secret",
-    ])?;
+    login(&plant, "p-secret")?;
     plant.ready(1).await.with_context(|| plant.logs())
+}
+
+/// One shard that logs in to the broker.
+fn with_login(text: String) -> String {
+    text.replace("replicas: 3", "replicas: 1").replace(
+        "      subscriptions:",
+        "      auth:\n        username: {secretKeyRef: {name: broker, key: username}}\n        password: {secretKeyRef: {name: broker, key: password}}\n      subscriptions:",
+    )
+}
+
+/// The Secret that such a shard needs.
+fn login(plant: &Plant, password: &str) -> Result<()> {
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "broker"},
+        "stringData": {"username": "worker", "password": password},
+    });
+    plant.apply(&secret.to_string()).map(drop)
+}
+
+async fn a_wrong_password_is_told_and_the_pipeline_heals_when_the_secret_is_right(
+    bed: &mut Bed,
+) -> Result<()> {
+    let plant = Plant::new(bed).await?;
+    bed.broker()?.set_password("worker", "first-secret")?;
+    login(&plant, "first-secret")?;
+    plant.apply(&plant.manifest(with_login)?)?;
+    plant.ready(1).await.with_context(|| plant.logs())?;
+    // Mosquitto ends connections whose password is no longer right.
+    bed.broker()?.set_password("worker", "second-secret")?;
+    plant
+        .until_within("the refused login is told", SOON, |ipl| {
+            condition(ipl, "Ready").0 == "False" && message(ipl, "Ready").contains("login_refused")
+        })
+        .await
+        .with_context(|| plant.logs())?;
+    login(&plant, "second-secret")?;
+    plant.ready(1).await.with_context(|| plant.logs())?;
+    let told = plant.pipeline()?.to_string() + &plant.kubectl(&["get", "events", "-o", "json"])?;
+    ensure!(!told.contains("second-secret"), "a status or an Event tells the password");
+    Ok(())
+}
+
+async fn a_full_queue_that_grows_old_is_told_and_drains_when_the_database_stores_again(
+    bed: &mut Bed,
+) -> Result<()> {
+    let plant = Plant::new(bed).await?;
+    let impatient = |text: String| {
+        text.replace("replicas: 3", "replicas: 1")
+            .replace("  sharding:", "  readiness: {maxUnackedAge: 1s}\n  sharding:")
+    };
+    plant.apply(&plant.manifest(impatient)?)?;
+    plant.ready(1).await.with_context(|| plant.logs())?;
+    let fleet = Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, 500.0, 1_000_000) };
+    let load = Load::start(fleet);
+    // It answers, and lets nobody write.
+    let mut blocker = PgConnection::connect(&bed.database.admin_url).await?;
+    blocker.execute("BEGIN; LOCK TABLE penstock.sample IN SHARE MODE").await?;
+    not_ready(&plant, "queue_stuck").await?;
+    plant.until("it says that it is pressed", |ipl| condition(ipl, "Backpressured").0 == "True").await?;
+    blocker.execute("ROLLBACK").await?;
+    plant.ready(1).await.with_context(|| plant.logs())?;
+    load.progress.stop.store(true, Ordering::SeqCst);
+    stored(bed, &load.ledger().await?).await
 }
 
 async fn a_store_that_is_missing_leaves_what_runs_and_says_so(bed: &mut Bed) -> Result<()> {
@@ -100,7 +161,7 @@ async fn two_pipelines_with_the_same_client_ids_do_not_fight_and_the_younger_say
 ) -> Result<()> {
     let plant = Plant::new(bed).await?;
     plant.start(1).await?;
-    let second = plant.manifest(|text| text.replace("metadata: {name: fleet}", "metadata: {name: twin}"))?;
+    let second = plant.manifest(|text| text.replace("metadata: {name: plant}", "metadata: {name: twin}"))?;
     plant.apply(&second)?;
     let stalled = crate::wait::until_async("the younger one says so", SOON, || async {
         plant

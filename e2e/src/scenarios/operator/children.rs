@@ -29,18 +29,18 @@ async fn what_a_hand_deletes_or_edits_is_put_back_and_the_plan_from_what_workers
         Ok(plan["keys"].clone())
     };
     let plan = || -> Result<String> {
-        let object = plant.object("configmap", "fleet-plan")?;
+        let object = plant.object("configmap", "plant-plan")?;
         Ok(object["data"]["plan.json"].as_str().context("a plan")?.to_owned())
     };
     let before = keys(&plan()?)?;
     for (kind, name) in [
-        ("service", "fleet-metrics"),
-        ("poddisruptionbudget", "fleet-workers"),
-        ("serviceaccount", "fleet-worker"),
-        ("serviceaccount", "fleet-retire"),
-        ("configmap", "fleet-shard-1"),
-        ("deployment", "fleet-shard-1"),
-        ("configmap", "fleet-plan"),
+        ("service", "plant-metrics"),
+        ("poddisruptionbudget", "plant-workers"),
+        ("serviceaccount", "plant-worker"),
+        ("serviceaccount", "plant-retire"),
+        ("configmap", "plant-shard-1"),
+        ("deployment", "plant-shard-1"),
+        ("configmap", "plant-plan"),
     ] {
         let uid = plant.object(kind, name)?["metadata"]["uid"].clone();
         plant.kubectl(&["delete", kind, name, "--wait=false"])?;
@@ -52,16 +52,16 @@ async fn what_a_hand_deletes_or_edits_is_put_back_and_the_plan_from_what_workers
     }
     ensure!(keys(&plan()?)? == before, "the plan was rebuilt with other owners");
     for (kind, name, patch) in [
-        ("deployment", "fleet-shard-0", r#"{"spec":{"replicas":3}}"#),
+        ("deployment", "plant-shard-0", r#"{"spec":{"replicas":3}}"#),
         (
             "deployment",
-            "fleet-shard-0",
+            "plant-shard-0",
             r#"{"spec":{"template":{"spec":{"containers":[{"name":"worker","image":"other"}]}}}}"#,
         ),
-        ("service", "fleet-metrics", r#"{"spec":{"selector":{"app":"other"}}}"#),
-        ("configmap", "fleet-shard-0", r#"{"data":{"plan.yaml":"other"}}"#),
-        ("poddisruptionbudget", "fleet-workers", r#"{"spec":{"maxUnavailable":7}}"#),
-        ("service", "fleet-metrics", r#"{"metadata":{"labels":{"app.kubernetes.io/managed-by":null}}}"#),
+        ("service", "plant-metrics", r#"{"spec":{"selector":{"app":"other"}}}"#),
+        ("configmap", "plant-shard-0", r#"{"data":{"plan.yaml":"other"}}"#),
+        ("poddisruptionbudget", "plant-workers", r#"{"spec":{"maxUnavailable":7}}"#),
+        ("service", "plant-metrics", r#"{"metadata":{"labels":{"app.kubernetes.io/managed-by":null}}}"#),
     ] {
         let wanted = part(&plant.object(kind, name)?);
         plant.kubectl(&["patch", kind, name, "--type=strategic", "-p", patch])?;
@@ -86,16 +86,16 @@ fn part(object: &serde_json::Value) -> serde_json::Value {
 
 async fn an_object_that_is_not_ours_is_left_alone_and_named(bed: &mut Bed) -> Result<()> {
     let plant = Plant::new(bed).await?;
-    plant.kubectl(&["create", "service", "clusterip", "fleet-metrics", "--tcp=80"])?;
-    let foreign = plant.object("service", "fleet-metrics")?["spec"].clone();
+    plant.kubectl(&["create", "service", "clusterip", "plant-metrics", "--tcp=80"])?;
+    let foreign = plant.object("service", "plant-metrics")?["spec"].clone();
     plant.apply(&plant.manifest(|text| text)?)?;
     plant
         .until("the condition names it", |ipl| condition(ipl, "Stalled") == ("True", "foreign_object"))
         .await?;
     let conditions = plant.pipeline()?["status"]["conditions"].to_string();
-    ensure!(conditions.contains("Service fleet-metrics"), "{conditions}");
-    ensure!(plant.object("service", "fleet-metrics")?["spec"] == foreign, "it was changed");
-    plant.kubectl(&["delete", "service", "fleet-metrics"])?;
+    ensure!(conditions.contains("Service plant-metrics"), "{conditions}");
+    ensure!(plant.object("service", "plant-metrics")?["spec"] == foreign, "it was changed");
+    plant.kubectl(&["delete", "service", "plant-metrics"])?;
     plant.ready(3).await
 }
 

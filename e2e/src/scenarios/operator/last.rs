@@ -16,6 +16,7 @@ pub fn all() -> Vec<Scenario> {
     vec![
         scenario!(the_api_server_refuses_bad_manifests_and_says_what_is_right[cluster, alone]),
         scenario!(no_call_of_the_operator_was_forbidden_and_unused_rules_are_listed[cluster, alone]),
+        scenario!(an_operator_of_one_namespace_serves_that_one_with_rights_in_no_other[cluster, alone]),
         scenario!(an_uninstalled_operator_leaves_workers_and_no_pipeline_that_hangs[cluster, alone]),
     ]
 }
@@ -105,6 +106,37 @@ async fn no_call_of_the_operator_was_forbidden_and_unused_rules_are_listed(bed: 
     Ok(())
 }
 
+async fn an_operator_of_one_namespace_serves_that_one_with_rights_in_no_other(bed: &mut Bed) -> Result<()> {
+    let (plant, other) = (Plant::new(bed).await?, "e2e-not-served");
+    let cluster = bed.cluster()?;
+    plant::install_with(&cluster, &[&format!("namespaces={{{}}}", plant.namespace)])?;
+    let check = async {
+        cluster.kubectl(&["create", "namespace", other])?;
+        plant.apply_in(other, &plant.manifest(|text| text)?)?;
+        plant.start(1).await?;
+        let roles = cluster.kubectl(&["get", "clusterroles", "-l", "app.kubernetes.io/instance=penstock"])?;
+        ensure!(!roles.contains("penstock"), "rights everywhere: {roles}");
+        let unserved = cluster.kubectl(&[
+            "get",
+            "-n",
+            other,
+            "ingestpipelines.penstock.dev",
+            PIPELINE,
+            "-o",
+            "jsonpath={.metadata.finalizers}{.status}",
+        ])?;
+        ensure!(unserved.is_empty(), "the pipeline of another namespace was touched: {unserved}");
+        let log = plant.operator_log()?;
+        ensure!(!log.contains("orbidden"), "{log}");
+        plant.kubectl(&["delete", "ingestpipelines.penstock.dev", PIPELINE])?;
+        anyhow::Ok(())
+    };
+    let result = check.await.with_context(|| plant.logs());
+    let _ = cluster.kubectl(&["delete", "namespace", other, "--wait=false"]);
+    plant::install(&cluster)?;
+    result
+}
+
 async fn an_uninstalled_operator_leaves_workers_and_no_pipeline_that_hangs(bed: &mut Bed) -> Result<()> {
     let plant = Plant::new(bed).await?;
     plant.start(1).await?;
@@ -114,7 +146,7 @@ async fn an_uninstalled_operator_leaves_workers_and_no_pipeline_that_hangs(bed: 
         said?;
         let events = plant.kubectl(&["get", "events"])?;
         ensure!(events.contains(&format!("{}-0", plant.prefix)), "no Event names the client id: {events}");
-        let deployment = plant.object("deployment", "fleet-shard-0")?;
+        let deployment = plant.object("deployment", "plant-shard-0")?;
         ensure!(deployment["status"]["readyReplicas"] == 1, "the worker does not go on");
         plant.kubectl(&["delete", "ingestpipelines.penstock.dev", PIPELINE, "--wait=false"])?;
         until_async("the pipeline is gone", PATIENCE, || async { plant.pipeline().is_err() }).await

@@ -11,7 +11,7 @@ use super::scale::{POINTS, stored};
 use crate::bed::Bed;
 use crate::cluster::Cluster;
 use crate::fleet::Fleet;
-use crate::plant::{OPERATOR, PATIENCE, PIPELINE, Plant, SYSTEM, condition};
+use crate::plant::{OPERATOR, PATIENCE, Plant, SYSTEM, condition};
 use crate::scenario;
 use crate::scenarios::load::Load;
 use crate::stack::process::output;
@@ -55,7 +55,7 @@ impl Moving {
         let fleet = Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, 300.0, 1_000_000) };
         let load = Load::start(fleet);
         let leader = leader(&cluster)?;
-        scale(&plant, 4)?;
+        plant.scale(4)?;
         plant.until("the scale is on its way", |ipl| condition(ipl, "Reconciling").0 == "True").await?;
         Ok(Self { plant, cluster, load, leader, from })
     }
@@ -75,7 +75,7 @@ impl Moving {
     async fn finish(self, bed: &Bed) -> Result<Vec<Reign>> {
         self.plant.ready(4).await.with_context(|| self.plant.logs())?;
         // With the new leader there and back: time in which an old one would be heard of.
-        scale(&self.plant, 2)?;
+        self.plant.scale(2)?;
         self.plant.ready(2).await.with_context(|| self.plant.logs())?;
         self.load.progress.stop.store(true, Ordering::SeqCst);
         stored(bed, &self.load.ledger().await?).await?;
@@ -106,11 +106,6 @@ impl Moving {
     }
 }
 
-fn scale(plant: &Plant, replicas: u32) -> Result<()> {
-    let pipeline = format!("ingestpipelines.penstock.dev/{PIPELINE}");
-    plant.kubectl(&["scale", &pipeline, &format!("--replicas={replicas}")]).map(drop)
-}
-
 fn get(cluster: &Cluster, what: &[&str]) -> Result<Value> {
     Ok(serde_json::from_str(&cluster.kubectl(&[&["get", "-n", SYSTEM, "-o", "json"], what].concat())?)?)
 }
@@ -132,17 +127,6 @@ fn leader(cluster: &Cluster) -> Result<String> {
     let lease = get(cluster, &["lease", "penstock"])?;
     let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
     Ok(holder.split('_').next().unwrap_or_default().to_owned())
-}
-
-/// Sends a signal to the operator of a pod.
-fn signal(cluster: &Cluster, pod: &str, signal: &str) -> Result<()> {
-    let pod = get(cluster, &["pod", pod])?;
-    let container = pod["status"]["containerStatuses"][0]["containerID"].as_str().unwrap_or_default();
-    let container = container.strip_prefix("containerd://").context("no container")?;
-    let node = cluster.node(pod["spec"]["nodeName"].as_str().unwrap_or_default())?;
-    let mut kill = node.command("ctr");
-    kill.args(["--namespace", "k8s.io", "task", "kill", "--signal", signal, container]);
-    output(&mut kill).map(drop)
 }
 
 /// Cuts a pod off from the API server, or lets it through again.
@@ -209,7 +193,7 @@ fn reigns(cluster: &Cluster, from: usize) -> Result<Vec<Reign>> {
 
 async fn a_leader_is_killed_in_the_middle_of_a_scale_and_another_finishes_it(bed: &mut Bed) -> Result<()> {
     let moving = Moving::start(bed).await?;
-    signal(&moving.cluster, &moving.leader, "SIGKILL")?;
+    moving.plant.crash(SYSTEM, &moving.leader)?;
     let (old, new) = (moving.leader.clone(), moving.taken_over().await?);
     two_reigns(&moving.finish(bed).await?, &old, &new)
 }
@@ -238,9 +222,9 @@ async fn a_leader_without_network_stops_before_another_begins_and_writes_nothing
 async fn a_leader_that_was_frozen_writes_nothing_when_it_goes_on_and_ends(bed: &mut Bed) -> Result<()> {
     let moving = Moving::start(bed).await?;
     let (cluster, old) = (moving.cluster.clone(), moving.leader.clone());
-    signal(&cluster, &old, "SIGSTOP")?;
+    moving.plant.signal(SYSTEM, &old, "SIGSTOP")?;
     let new = moving.taken_over().await;
-    signal(&cluster, &old, "SIGCONT")?;
+    moving.plant.signal(SYSTEM, &old, "SIGCONT")?;
     moving.ended().await?;
     two_reigns(&moving.finish(bed).await?, &old, &new?)
 }

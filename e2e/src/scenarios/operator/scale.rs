@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use crate::bed::Bed;
 use crate::compare::compare;
 use crate::fleet::Fleet;
-use crate::plant::{PIPELINE, Plant, condition};
+use crate::plant::{Plant, condition};
 use crate::scenario;
 use crate::scenarios::load::Load;
 use crate::suite::Scenario;
@@ -39,11 +39,7 @@ async fn a_pipeline_is_applied_scaled_to_four_and_to_one_under_load_and_every_me
     let fleet = Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, 300.0, 1_000_000) };
     let load = Load::start(fleet);
     for replicas in [4, 1, 3] {
-        plant.kubectl(&[
-            "scale",
-            &format!("ingestpipelines.penstock.dev/{PIPELINE}"),
-            &format!("--replicas={replicas}"),
-        ])?;
+        plant.scale(replicas)?;
         plant.ready(replicas).await?;
         let keys: Vec<i64> = plant.pipeline()?["status"]["shards"]
             .as_array()

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::scale::{POINTS, stored};
 use crate::bed::Bed;
 use crate::fleet::Fleet;
-use crate::plant::{PIPELINE, Plant, condition};
+use crate::plant::{Plant, condition};
 use crate::scenario;
 use crate::scenarios::load::Load;
 use crate::suite::Scenario;
@@ -39,8 +39,7 @@ async fn under_load(bed: &Bed, plant: &Plant, text: &str, replicas: [u32; 3]) ->
     let load =
         Load::start(Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, 200.0, 1_000_000) });
     for replicas in [more, fewer] {
-        let scale = format!("--replicas={replicas}");
-        plant.kubectl(&["scale", &format!("ingestpipelines.penstock.dev/{PIPELINE}"), &scale])?;
+        plant.scale(replicas)?;
         plant.ready(replicas).await.with_context(|| plant.logs())?;
     }
     load.progress.stop.store(true, Ordering::SeqCst);
@@ -55,7 +54,7 @@ async fn a_pipeline_is_divided_by_tenants(bed: &mut Bed) -> Result<()> {
             .replace("replicas: 3", "replicas: 2")
     })?;
     under_load(bed, &plant, &text, [2, 3, 1]).await?;
-    plant.kubectl(&["scale", &format!("ingestpipelines.penstock.dev/{PIPELINE}"), "--replicas=5"])?;
+    plant.scale(5)?;
     plant
         .until("more shards than tenants are not started, and it says so", |ipl| {
             condition(ipl, "ScalingLimited") == ("True", "not_enough_keys") && ipl["status"]["ready"] == "3/3"

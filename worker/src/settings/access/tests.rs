@@ -5,7 +5,7 @@ use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 
 use super::*;
 
-const PLANT: &str = include_str!("../../../../examples/plant.yaml");
+const PLANT: &str = include_str!("../../../../examples/worker.yaml");
 const LOGIN: &str = "auth: {username: {secretKeyRef: {name: mqtt, key: username}}, password: {secretKeyRef: {name: mqtt, key: password}}}";
 const TLS: &str =
     "tls: {ca: {secretKeyRef: {name: mqtt, key: ca.crt}}, clientCertificate: {secretName: mqtt}}";

@@ -6,7 +6,7 @@ use super::*;
 use crate::decode::sparkplug::births::{Change, Metric, Metrics, Name};
 use crate::decode::{Input, Reading, Reason};
 
-const PLANT: &str = include_str!("../../../../examples/plant.yaml");
+const PLANT: &str = include_str!("../../../../examples/worker.yaml");
 const FILTER: &str = "{filter: \"traksense/+/+/+/telem\"}";
 
 fn plan(generation: i64) -> String {
