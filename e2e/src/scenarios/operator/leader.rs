@@ -36,7 +36,6 @@ pub fn all() -> Vec<Scenario> {
 /// A pipeline under load whose scale to four shards is on its way.
 struct Moving {
     plant: Plant,
-    cluster: std::sync::Arc<Cluster>,
     load: Load,
     /// The pod that leads.
     leader: String,
@@ -57,13 +56,14 @@ impl Moving {
         let leader = leader(&cluster)?;
         plant.scale(4)?;
         plant.until("the scale is on its way", |ipl| condition(ipl, "Reconciling").0 == "True").await?;
-        Ok(Self { plant, cluster, load, leader, from })
+        Ok(Self { plant, load, leader, from })
     }
 
     /// Waits until another leads; its pod.
     async fn taken_over(&self) -> Result<String> {
         let since = Instant::now();
-        let another = || leader(&self.cluster).ok().filter(|pod| !pod.is_empty() && *pod != self.leader);
+        let another =
+            || leader(&self.plant.cluster).ok().filter(|pod| !pod.is_empty() && *pod != self.leader);
         until_async("another replica leads", TAKEOVER, || async { another().is_some() })
             .await
             .with_context(|| self.plant.logs())?;
@@ -79,7 +79,7 @@ impl Moving {
         self.plant.ready(2).await.with_context(|| self.plant.logs())?;
         self.load.progress.stop.store(true, Ordering::SeqCst);
         stored(bed, &self.load.ledger().await?).await?;
-        let reigns = reigns(&self.cluster, self.from)?;
+        let reigns = reigns(&self.plant.cluster, self.from)?;
         for reign in &reigns {
             eprintln!("  {}: {} writes", reign.pod, reign.writes);
         }
@@ -89,8 +89,9 @@ impl Moving {
     /// Waits until the leader's process has ended by itself.
     async fn ended(&self) -> Result<()> {
         let code = || -> Result<Value> {
-            let pod =
-                &replicas(&self.cluster)?.into_iter().find(|pod| pod["metadata"]["name"] == *self.leader);
+            let pod = &replicas(&self.plant.cluster)?
+                .into_iter()
+                .find(|pod| pod["metadata"]["name"] == *self.leader);
             let pod = pod.as_ref().context("the pod is gone")?;
             Ok(pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"].clone())
         };
@@ -100,7 +101,8 @@ impl Moving {
         .await?;
         let code = code()?;
         ensure!(code == 1, "the old leader ended with {code}: {}", self.plant.logs());
-        let said = self.cluster.kubectl(&["logs", "-n", SYSTEM, &self.leader, "--previous", "--tail=5"])?;
+        let said =
+            self.plant.cluster.kubectl(&["logs", "-n", SYSTEM, &self.leader, "--previous", "--tail=5"])?;
         ensure!(said.contains("lease_not_renewed"), "it does not say why: {said}");
         Ok(())
     }
@@ -210,7 +212,7 @@ async fn a_leader_without_network_stops_before_another_begins_and_writes_nothing
     bed: &mut Bed,
 ) -> Result<()> {
     let moving = Moving::start(bed).await?;
-    let (cluster, old) = (moving.cluster.clone(), moving.leader.clone());
+    let (cluster, old) = (moving.plant.cluster.clone(), moving.leader.clone());
     cut(&cluster, &old, "-I")?;
     let ended = moving.ended().await;
     let new = moving.taken_over().await;
@@ -221,7 +223,7 @@ async fn a_leader_without_network_stops_before_another_begins_and_writes_nothing
 
 async fn a_leader_that_was_frozen_writes_nothing_when_it_goes_on_and_ends(bed: &mut Bed) -> Result<()> {
     let moving = Moving::start(bed).await?;
-    let (cluster, old) = (moving.cluster.clone(), moving.leader.clone());
+    let (cluster, old) = (moving.plant.cluster.clone(), moving.leader.clone());
     moving.plant.signal(SYSTEM, &old, "SIGSTOP")?;
     let new = moving.taken_over().await;
     moving.plant.signal(SYSTEM, &old, "SIGCONT")?;
@@ -231,7 +233,7 @@ async fn a_leader_that_was_frozen_writes_nothing_when_it_goes_on_and_ends(bed: &
 
 async fn a_rolling_restart_hands_the_lease_over_within_seconds(bed: &mut Bed) -> Result<()> {
     let moving = Moving::start(bed).await?;
-    let cluster = moving.cluster.clone();
+    let cluster = moving.plant.cluster.clone();
     let old: Vec<Value> = replicas(&cluster)?.iter().map(|pod| pod["metadata"]["name"].clone()).collect();
     cluster.kubectl(&["rollout", "restart", "-n", SYSTEM, "deployment/penstock"])?;
     cluster.kubectl(&["rollout", "status", "-n", SYSTEM, "deployment/penstock", "--timeout=90s"])?;
