@@ -240,7 +240,7 @@ pub struct ClientCertificate {
     pub secret_name: String,
 }
 
-/// What to subscribe.
+/// A filter, and how to read what it brings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(validation = rules::mapped_has_a_mapping())]
 #[x_kube(validation = rules::time_field_is_of_fields())]

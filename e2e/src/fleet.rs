@@ -8,6 +8,9 @@ use tokio::task::JoinSet;
 
 use crate::publisher::{Outgoing, Progress, Publisher};
 
+/// Tenants `t0` and so on, to whom devices belong in turn: as many as `examples/plant.yaml` has filters of.
+pub const TENANTS: u32 = 6;
+
 /// What a device published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -165,7 +168,7 @@ pub fn topic(entry: &Entry) -> String {
         Kind::Ack => "ack",
         Kind::Event => "event",
     };
-    format!("traksense/t{}/s1/{}/{kind}", entry.device % 3, device_name(entry.device))
+    format!("traksense/t{}/s1/{}/{kind}", entry.device % TENANTS, device_name(entry.device))
 }
 
 /// The value of a point.

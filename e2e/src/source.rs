@@ -13,7 +13,7 @@ use bytes::BytesMut;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Connect, Disconnect, Publish};
 
-use crate::fleet::{device_name, now};
+use crate::fleet::{TENANTS, device_name, now};
 
 /// Messages in flight of one publisher.
 const WINDOW: u64 = 2000;
@@ -136,7 +136,7 @@ impl Template {
             })
             .collect();
         let payload = format!(r#"{{"schema":"v1","ts":"{time}","points":[{}]}}"#, points.join(","));
-        let topic = format!("traksense/t{}/s1/{}/telem", device % 3, device_name(device));
+        let topic = format!("traksense/t{}/s1/{}/telem", device % TENANTS, device_name(device));
         let mut publish = Publish::new(topic.as_str(), QoS::AtLeastOnce, payload);
         publish.pkid = 1;
         let mut packet = BytesMut::new();

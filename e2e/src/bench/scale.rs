@@ -8,6 +8,7 @@ use sqlx::{Connection, Executor, PgConnection};
 use super::measure::{self, Run};
 use super::{Bench, RECEIVE_MAXIMUM, plan};
 use crate::bed::{Bed, Needs};
+use crate::fleet::TENANTS;
 use crate::source::{Plan, Source};
 use crate::stack::mosquitto::Setup;
 use crate::worker::Worker;
@@ -89,10 +90,10 @@ pub async fn throughput_worker(bed: &mut Bed) -> Result<Worker> {
 /// Devices with their series, each with one row an hour old.
 async fn preload(bed: &Bed, devices: u32) -> Result<()> {
     bed.execute(&format!(
-        "INSERT INTO penstock.tenant (name, series_count) SELECT 't' || n, {devices} * {POINTS} / 3 FROM generate_series(0, 2) n;
+        "INSERT INTO penstock.tenant (name, series_count) SELECT 't' || n, {devices} * {POINTS} / {TENANTS} FROM generate_series(0, {TENANTS} - 1) n;
          INSERT INTO penstock.device (tenant_id, site, name)
            SELECT tenant_id, 's1', 'dev-' || lpad(n::text, 5, '0') FROM generate_series(0, {devices} - 1) n
-           JOIN penstock.tenant t ON t.name = 't' || n % 3;
+           JOIN penstock.tenant t ON t.name = 't' || n % {TENANTS};
          INSERT INTO penstock.series (device_id, point, unit)
            SELECT device_id, 'p' || p, 'celsius' FROM penstock.device, generate_series(0, {POINTS} - 1) p ORDER BY 1, p;
          INSERT INTO penstock.sample (ts, series_id, v_num) SELECT now() - interval '1 hour', series_id, 0

@@ -99,7 +99,7 @@ async fn formats_limits_and_filters_are_followed_under_load_without_a_restart_or
     let third = second
         .replace("InfluxLine, timeUnit", "Fields, timeField: at, timeUnit")
         .replace("maxPacketSize: 1Mi", "maxPacketSize: 4Ki")
-        .replace("mode: Auto", "mode: Listed, names: [t0, t1, t2]");
+        .replace("mode: Auto", "mode: Listed, names: [t0, t1, t2, t3, t4, t5]");
     follow(bed, &worker, 3, &third, &with_lines).await?;
     bed.publish_one(topic, format!(r#"{{"at": {seconds}, "b": 2}}"#)).await?;
     stored(bed, "an object is stored", OF_LINES, 2).await?;

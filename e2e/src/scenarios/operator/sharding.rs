@@ -50,7 +50,7 @@ async fn a_pipeline_is_divided_by_tenants(bed: &mut Bed) -> Result<()> {
     let plant = Plant::new(bed).await?;
     let text = plant.manifest(|text| {
         plain(&text)
-            .replace("{by: Topic}", "{by: Tenant, tenants: [t0, t1, t2]}")
+            .replace("{by: Topic}", "{by: Tenant, tenants: [t0, t1, t2, t3, t4, t5]}")
             .replace("replicas: 3", "replicas: 2")
     })?;
     under_load(bed, &plant, &text, [2, 3, 1]).await?;
