@@ -37,10 +37,29 @@ pub struct Rollout {
     pub stalled: Option<(u32, Reason)>,
 }
 
+/// What a rollout is for one shard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Part {
+    /// Nothing.
+    #[default]
+    None,
+    /// Its turn comes after others'.
+    Held,
+    /// It is rolled now.
+    Rolling,
+    /// It does not come to an end, for this reason.
+    Stalled(Reason),
+}
+
 impl Rollout {
-    /// Whether a change is on its way, or wants to be.
-    pub fn is_open(&self) -> bool {
-        !self.held.is_empty() || self.rolling.is_some()
+    /// What it is for one shard.
+    pub fn part(&self, shard: u32) -> Part {
+        match &self.stalled {
+            Some((stalled, why)) if *stalled == shard => Part::Stalled(why.clone()),
+            _ if self.held.contains(&shard) => Part::Held,
+            _ if self.rolling == Some(shard) => Part::Rolling,
+            _ => Part::None,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod causes;
 mod children;
 mod last;
 mod life;
+mod rollout;
 mod scale;
 mod sharding;
 
@@ -12,5 +13,6 @@ use crate::suite::Scenario;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    [scale::all(), life::all(), children::all(), causes::all(), sharding::all(), last::all()].concat()
+    [scale::all(), life::all(), children::all(), causes::all(), sharding::all(), rollout::all(), last::all()]
+        .concat()
 }
