@@ -27,3 +27,4 @@ pub mod rollout;
 pub mod run;
 pub mod status;
 pub mod store;
+pub mod turns;

@@ -30,6 +30,8 @@ pub mod act;
 /// Until the next look, while something is on its way and at rest. All else comes by triggers.
 const BUSY: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_mins(1);
+/// Until it is asked whether other pipelines have been rolled.
+const TURN: Duration = Duration::from_secs(10);
 /// Numbers in a status are written this often.
 const NUMBERS: Duration = Duration::from_mins(1);
 
@@ -143,13 +145,15 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
         Err(error) => return Err(error),
     }
     let active = || shards.iter().filter(|shard| shard.role == Role::Active);
+    let waits = workers.rollout.waits();
     let busy = plan.is_moving()
         || shards.iter().any(|shard| shard.role == Role::Leaving)
-        || active().any(|shard| !shard.settled)
+        || active().any(|shard| !shard.settled && !waits)
         || plan != stored;
     ctx.reports.set_busy(&work.owner.namespace, &work.owner.name, busy);
     let unready = active().any(|shard| !shard.is_ready());
-    Ok(Action::requeue(if busy || unready || is_blocked { BUSY } else { REST }))
+    let rest = if waits { TURN } else { REST };
+    Ok(Action::requeue(if busy || unready || is_blocked { BUSY } else { rest }))
 }
 
 fn wish(pipeline: &IngestPipeline) -> Wish {

@@ -52,6 +52,16 @@ pub enum Part {
 }
 
 impl Rollout {
+    /// Whether a shard is rolled, or is to be.
+    pub fn is_open(&self) -> bool {
+        !self.held.is_empty() || self.rolling.is_some()
+    }
+
+    /// Whether all that are to be rolled wait, for other pipelines.
+    pub fn waits(&self) -> bool {
+        !self.held.is_empty() && self.rolling.is_none()
+    }
+
     /// What it is for one shard.
     pub fn part(&self, shard: u32) -> Part {
         match &self.stalled {

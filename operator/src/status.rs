@@ -195,6 +195,9 @@ fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Sa
     } else if let Some(shard) = rolling {
         let why = format!("a new pod takes shard {shard} over, and {held} shards wait for their turn");
         Say::that(true, "rolling", why)
+    } else if held > 0 {
+        let why = "its shards are rolled after other pipelines: so many at a time as the chart's value rollouts.pipelinesAtOnce says";
+        Say::that(true, "rollout_waiting", why)
     } else if behind || (ready < wanted && !wish.parked) {
         Say::that(true, "starting", "shards take over what changed")
     } else {

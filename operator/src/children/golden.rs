@@ -17,6 +17,7 @@ fn holds(name: &str) {
         worker_image: "penstock:1".into(),
         pull_policy: "IfNotPresent".into(),
         retire_deadline: 600,
+        pipelines_at_once: 5,
     };
     let resolved =
         resolve::pipeline(&pipeline, Some(&store), &[] as &[std::sync::Arc<IngestPipeline>]).unwrap();

@@ -11,7 +11,12 @@ const EXAMPLE: &str = include_str!("../../../examples/fleet.yaml");
 const NOBODY: &[std::sync::Arc<IngestPipeline>] = &[];
 
 fn config() -> Config {
-    Config { worker_image: "penstock:1".into(), pull_policy: "IfNotPresent".into(), retire_deadline: 600 }
+    Config {
+        worker_image: "penstock:1".into(),
+        pull_policy: "IfNotPresent".into(),
+        retire_deadline: 600,
+        pipelines_at_once: 5,
+    }
 }
 
 fn example(edit: impl FnOnce(String) -> String) -> (IngestPipeline, TelemetryStore) {

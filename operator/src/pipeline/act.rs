@@ -15,6 +15,7 @@ use crate::observe::{ShardObjects, failed_for};
 use crate::plan::{Plan, Role, Wish};
 use crate::resolve::Resolved;
 use crate::rollout::{self, Rollout};
+use crate::turns;
 
 /// A pod is asked again to look at its files.
 const NUDGE: Duration = Duration::from_secs(3);
@@ -46,7 +47,13 @@ impl Workers {
             deployments.insert(*number, wanted);
         }
         // A cache that is behind shows no roll that has just begun.
-        let rollout = rollout::decide(&seen, all_known);
+        let mut rollout = rollout::decide(&seen, all_known);
+        let own = turns::name(work.pipeline);
+        if !rollout.is_open() {
+            ctx.turns.give_back(&own);
+        } else if !ctx.may_roll(&own) {
+            rollout = rollout::decide(&seen, false);
+        }
         for number in &rollout.held {
             let live = work.shards.get(number).and_then(|objects| objects.deployment.as_ref());
             if let (Some(wanted), Some(live)) = (deployments.get_mut(number), live) {
