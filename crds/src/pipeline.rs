@@ -524,4 +524,7 @@ pub struct ShardStatus {
     /// What limits its rate now: the broker's window, the database, the CPU, or nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limited_by: Option<String>,
+    /// How long nobody consumed it when its worker took it over: `0.4s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap: Option<String>,
 }

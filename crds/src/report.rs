@@ -49,6 +49,8 @@ pub struct WorkerStatus {
     /// What limits the throughput now.
     #[serde(rename = "limitedBy")]
     pub limited_by: Limit,
+    /// Seconds in which nobody consumed the shard when this worker took it over; none if nobody did before.
+    pub takeover_gap_seconds: Option<f64>,
     /// Messages committed in a second, of the last 10 s.
     pub rate: f64,
     /// Share of that time in which a batch was on its way into the database, 0 to 1. A worker that

@@ -241,6 +241,11 @@ impl Cluster {
             .map(drop)
     }
 
+    /// Gives an image that all nodes have a second name.
+    pub fn tag_image(&self, image: &str, second: &str) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| node.tag_image(image, second))
+    }
+
     /// Every request to the API server, one JSON document a line.
     pub fn audit_log(&self) -> Result<PathBuf> {
         ensure!(self.is_own(), "the audit log of a cluster that is not ours cannot be read");

@@ -11,13 +11,14 @@ use serde_json::Value;
 
 use penstock_operator::names;
 
-use crate::bed::Bed;
+use crate::bed::{Bed, require_identities};
 use crate::cluster::Cluster;
 use crate::cluster::image::PENSTOCK;
 use crate::proxy::Proxy;
 use crate::publisher;
 use crate::stack;
 use crate::wait::until_async;
+use crate::worker::Metrics;
 
 /// Namespace and release of the operator.
 pub const SYSTEM: &str = "penstock-system";
@@ -201,6 +202,13 @@ impl Plant {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
+    /// Names of those that are for one thing.
+    fn names_of(&self, kind: &str, component: &str) -> Result<Vec<String>> {
+        let label = format!("{}={PIPELINE},{}={component}", names::PIPELINE, names::COMPONENT);
+        let text = self.kubectl(&["get", kind, "-l", &label, "-o", "name"])?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
     /// Waits until the pipeline is so.
     pub async fn until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Result<()> {
         self.until_within(what, PATIENCE, holds).await
@@ -243,6 +251,25 @@ impl Plant {
         let (pipeline, replicas) =
             (format!("ingestpipelines.penstock.dev/{PIPELINE}"), format!("--replicas={replicas}"));
         self.kubectl(&["scale", &pipeline, &replicas]).map(drop)
+    }
+
+    /// What a worker's pod counts.
+    pub fn metrics(&self, pod: &str) -> Result<Metrics> {
+        let path = format!("/api/v1/namespaces/{}/pods/{pod}:9100/proxy/metrics", self.namespace);
+        Metrics::parse(&self.kubectl(&["get", "--raw", &path])?)
+    }
+
+    /// Both sums hold in every worker that runs now, once nothing is in hand.
+    pub async fn identities(&self) -> Result<()> {
+        let pods = self.names_of("pods", "worker")?;
+        for pod in pods.iter().filter_map(|name| name.strip_prefix("pod/")) {
+            until_async(&format!("{pod} has nothing in hand"), PATIENCE, || async {
+                self.metrics(pod).is_ok_and(|metrics| metrics.get("ingest_in_flight") == 0.0)
+            })
+            .await?;
+            require_identities(&self.metrics(pod)?).context(pod.to_owned())?;
+        }
+        Ok(())
     }
 
     /// Whether the broker has a session of the shard. Asked only where no worker has it.

@@ -53,6 +53,20 @@ impl Metrics {
         self.0.get(name).copied().unwrap_or_default()
     }
 
+    /// From Prometheus' text format.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut metrics = BTreeMap::new();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((name, value)) = line.rsplit_once(' ') else { continue };
+            let key = match name.split_once('{') {
+                Some((name, labels)) => format!("{name}/{}", labels.split('"').nth(1).unwrap_or_default()),
+                None => name.to_owned(),
+            };
+            metrics.insert(key.replace("+Inf", "inf"), value.parse()?);
+        }
+        Ok(Self(metrics))
+    }
+
     /// The sum of all values of a labelled metric.
     pub fn sum(&self, name: &str) -> f64 {
         let prefix = format!("{name}/");
@@ -126,16 +140,7 @@ impl Pages {
     /// `/metrics`.
     pub async fn metrics(&self) -> Result<Metrics> {
         let (_, text) = self.get("/metrics").await?;
-        let mut metrics = BTreeMap::new();
-        for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let Some((name, value)) = line.rsplit_once(' ') else { continue };
-            let key = match name.split_once('{') {
-                Some((name, labels)) => format!("{name}/{}", labels.split('"').nth(1).unwrap_or_default()),
-                None => name.to_owned(),
-            };
-            metrics.insert(key.replace("+Inf", "inf"), value.parse()?);
-        }
-        Ok(Metrics(metrics))
+        Metrics::parse(&text)
     }
 }
 

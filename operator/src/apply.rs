@@ -75,6 +75,13 @@ impl Applier {
                 .is_some_and(|(of, generation)| of == digest && *generation == live.metadata.generation)
     }
 
+    /// Whether the object is not older than what was applied to it last.
+    pub fn has_seen(&self, live: &DynamicObject) -> bool {
+        let same = self.same.lock().unwrap_or_else(PoisonError::into_inner);
+        same.get(&live.uid().unwrap_or_default())
+            .is_none_or(|(_, generation)| live.metadata.generation >= *generation)
+    }
+
     async fn create(&self, namespace: &str, wanted: &Wanted) -> Result<(), Error> {
         let api = self.api(wanted.kind, namespace);
         let object = typed(wanted.object.clone())?;
@@ -169,8 +176,9 @@ fn written() -> PostParams {
     PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
 }
 
+/// The digests that an object carries of itself.
 fn digest_of(object: &Value) -> String {
-    object["metadata"]["annotations"][names::WANTED].as_str().unwrap_or_default().to_owned()
+    object["metadata"]["annotations"].to_string()
 }
 
 /// Ours by its controller; or, where it has none, by its labels.

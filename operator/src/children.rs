@@ -67,11 +67,16 @@ impl Owner {
         if let (Some(object), Value::Object(rest)) = (object.as_object_mut(), rest) {
             object.extend(rest);
         }
-        let digest = blake3::hash(object.to_string().as_bytes()).to_hex();
-        object["metadata"]["annotations"] = json!({names::WANTED: digest[..16]});
+        object["metadata"]["annotations"] = json!({names::WANTED: digest(&object)});
         Wanted { kind, name, object }
     }
 }
 
+fn digest(value: &Value) -> String {
+    blake3::hash(value.to_string().as_bytes()).to_hex()[..16].to_owned()
+}
+
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,7 @@ use crate::conditions;
 use crate::metrics::Metrics;
 use crate::poller::Reports;
 use crate::resolve::Config;
+use crate::turns::{self, Name, Turns};
 
 /// More times than these are cleared of those that are long ago.
 const MOST_TIMES: usize = 4096;
@@ -47,6 +48,8 @@ pub struct Context {
     pub failures: Strikes,
     /// When something was done last, by UID.
     pub last: Times,
+    /// Pipelines that roll their shards now.
+    pub turns: Turns,
 }
 
 impl Context {
@@ -59,6 +62,14 @@ impl Context {
     pub fn store_of(&self, pipeline: &IngestPipeline) -> Option<Arc<TelemetryStore>> {
         let name = ObjectRef::new(&pipeline.spec.sink.store_ref.name);
         self.stores.get()?.get(&name.within(&pipeline.namespace().unwrap_or_default()))
+    }
+
+    /// Whether a pipeline may roll its shards now.
+    pub fn may_roll(&self, own: &Name) -> bool {
+        let all = self.all_pipelines();
+        let pipelines = || all.iter().map(|pipeline| &**pipeline);
+        self.turns.keep_only(&pipelines().map(turns::name).collect());
+        self.turns.take(own, &turns::told(pipelines()), self.config.pipelines_at_once)
     }
 
     /// Says the transitions of a condition as Events.

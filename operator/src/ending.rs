@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::kinds::Kind;
 use crate::names;
-use crate::pipeline::{self, Work};
+use crate::pipeline::{self, Work, act};
 use crate::plan::{Plan, Wish};
 use crate::resolve::{self, Resolved};
 
@@ -85,13 +85,13 @@ async fn apply(work: &Work<'_>, ctx: &Context, resolved: &Resolved, plan: &Plan)
     let mut keep = BTreeSet::new();
     for number in &plan.shards {
         let objects = work.shards.get(number).cloned().unwrap_or_default();
-        wanted.extend(pipeline::retire(work, ctx, resolved, *number, &objects, &mut keep));
+        wanted.extend(act::retire(work, ctx, resolved, *number, &objects, &mut keep));
     }
     for wanted in &wanted {
         keep.insert((wanted.kind, wanted.name.clone()));
         ctx.applier.ensure(&work.owner.namespace, wanted, &work.children).await?;
     }
-    pipeline::prune(work, ctx, &keep).await
+    act::prune(work, ctx, &keep).await
 }
 
 /// Removes what outlives the pipeline, says what is left at the broker, and lets the pipeline go.

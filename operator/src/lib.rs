@@ -27,6 +27,8 @@ pub mod plan;
 pub mod poller;
 pub mod release;
 pub mod resolve;
+pub mod rollout;
 pub mod run;
 pub mod status;
 pub mod store;
+pub mod turns;

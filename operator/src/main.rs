@@ -63,6 +63,9 @@ struct Run {
     /// Seconds that the deletion of a pipeline may take before its sessions are left behind.
     #[arg(long, env = "PENSTOCK_RETIRE_DEADLINE", default_value_t = 600)]
     retire_deadline: u64,
+    /// Pipelines whose shards are rolled at the same time, after a change of their pods.
+    #[arg(long, env = "PENSTOCK_PIPELINES_AT_ONCE", default_value_t = 5)]
+    pipelines_at_once: usize,
     /// Where /livez, /readyz and /metrics listen.
     #[arg(long, env = "PENSTOCK_HTTP", default_value = "0.0.0.0:8080")]
     http: SocketAddr,
@@ -146,6 +149,7 @@ async fn reconcile(options: Run, namespaces: Vec<String>) -> Result<(), Fault> {
         worker_image: options.worker_image,
         pull_policy: options.worker_pull_policy,
         retire_deadline: options.retire_deadline,
+        pipelines_at_once: options.pipelines_at_once,
     };
     let (stopping, stop) = tokio::sync::watch::channel(false);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

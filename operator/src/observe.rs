@@ -8,16 +8,17 @@ use kube::ResourceExt;
 use kube::api::DynamicObject;
 use penstock_crds::IngestPipelineSpec;
 use penstock_crds::plan::ShardPlan;
-use penstock_crds::report::{Failure, Outcome, WorkerStatus};
+use penstock_crds::report::{Failure, Outcome, Reason, WorkerStatus};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::caches::Children;
-use crate::children::{files, job};
+use crate::children::{Wanted, files, job, shard};
 use crate::kinds::Kind;
 use crate::names;
 use crate::plan::{Plan, Seen};
 use crate::poller::Reports;
+use crate::rollout;
 use crate::status::PodView;
 
 /// What there is of one shard.
@@ -89,13 +90,38 @@ impl ShardObjects {
 
     /// Its Deployment is rolled out, and its one worker follows the files with this digest.
     pub fn is_settled(&self, digest: &str) -> bool {
+        self.is_rolled_out() && self.report().is_some_and(|report| report.manifest == digest)
+    }
+
+    fn is_rolled_out(&self) -> bool {
         let Some(deployment) = &self.deployment else { return false };
         let status = &deployment.data["status"];
         let count = |field: &str| status[field].as_i64().unwrap_or_default();
-        let rolled = status["observedGeneration"].as_i64() == deployment.metadata.generation
+        status["observedGeneration"].as_i64() == deployment.metadata.generation
             && count("updatedReplicas") == 1
-            && count("replicas") == 1;
-        rolled && self.report().is_some_and(|report| report.manifest == digest)
+            && count("replicas") == 1
+    }
+
+    /// How far its Deployment is with the template that is wanted.
+    pub fn rollout(&self, wanted: &Wanted) -> rollout::Shard {
+        let deployment = self.deployment.as_ref().filter(|live| live.metadata.deletion_timestamp.is_none());
+        let pods: Vec<_> = self.pods.iter().filter(|(pod, _)| !is_lost(pod)).collect();
+        let consumed = pods.iter().any(|(pod, report)| match report {
+            Some(report) => report.lease.held,
+            None => has_condition(pod, "Ready") || is_running(pod),
+        });
+        let well = match pods.as_slice() {
+            [(pod, Some(report))] => has_condition(pod, "Ready") && report.lease.held,
+            _ => false,
+        };
+        let finished = self.is_rolled_out() && well;
+        rollout::Shard {
+            current: deployment.is_some_and(|live| shard::has_template(live, wanted)),
+            consumed: deployment.is_some() && consumed,
+            turning: pods.len() > 1 || (consumed && !self.is_rolled_out()),
+            finished,
+            trouble: if finished { None } else { self.rollout_trouble() },
+        }
     }
 
     /// The pod that a status shows.
@@ -109,20 +135,31 @@ impl ShardObjects {
         })
     }
 
-    /// Why a new pod, beside the one that consumes, does not take over.
-    pub fn rollout_trouble(&self) -> Option<(String, String)> {
-        let new = self.pods.iter().skip(1).filter(|(pod, _)| pod.metadata.deletion_timestamp.is_none());
-        new.filter(|(pod, _)| !has_condition(pod, "Ready")).find_map(|(pod, report)| {
-            // It waits for its turn: nothing is wrong with that.
+    /// Why its newest pod does not take over, or there is none.
+    fn rollout_trouble(&self) -> Option<Reason> {
+        let deployment = self.deployment.as_ref()?;
+        // One that stops goes as it should; one that holds the lease took over.
+        let waits = |(pod, report): &&(Arc<DynamicObject>, Option<WorkerStatus>)| {
+            let holds = report.as_ref().is_some_and(|report| report.lease.held);
+            pod.metadata.deletion_timestamp.is_none() && !has_condition(pod, "Ready") && !holds
+        };
+        let new = self.pods.iter().filter(waits).max_by_key(|(pod, _)| pod.creation_timestamp());
+        let of_pod = new.and_then(|(pod, report)| {
             let said = report.iter().flat_map(|report| &report.reasons);
+            // It waits for its turn: nothing is wrong with that.
             let mut said = said
                 .filter(|(reason, _)| !["lease_not_held", "broker_away", "starting"].contains(&&**reason));
-            said.next().cloned().or_else(|| problem(pod))
-        })
+            said.next().cloned().or_else(|| problem(pod)).or_else(|| ended(pod))
+        });
+        let of_deployment = || {
+            let failure = condition(deployment, "ReplicaFailure", "True");
+            failure.or_else(|| condition(deployment, "Progressing", "False")).and_then(said)
+        };
+        of_pod.or_else(of_deployment)
     }
 
     /// Why the retire Job failed, or fails.
-    pub fn retire_failure(&self) -> Option<(String, String)> {
+    pub fn retire_failure(&self) -> Option<Reason> {
         let failure = self.retire_pods.iter().find_map(|pod| failure(pod));
         let failed = self.job.as_ref().is_some_and(|job| has_condition(job, "Failed"));
         match failure {
@@ -170,14 +207,19 @@ pub fn failed_for(job: &DynamicObject) -> Option<Duration> {
     k8s_openapi::jiff::Timestamp::now().duration_since(since).try_into().ok()
 }
 
+/// A reason and a message of Kubernetes'.
+fn said(of: &Value) -> Option<Reason> {
+    let reason = of["reason"].as_str()?;
+    Some((reason.to_owned(), of["message"].as_str().unwrap_or(reason).to_owned()))
+}
+
+fn container(pod: &DynamicObject) -> &Value {
+    &pod.data["status"]["containerStatuses"][0]
+}
+
 /// Why a pod's container waits, or why it is not placed.
-fn problem(pod: &DynamicObject) -> Option<(String, String)> {
-    let said = |of: &Value| {
-        let reason = of["reason"].as_str()?;
-        Some((reason.to_owned(), of["message"].as_str().unwrap_or(reason).to_owned()))
-    };
-    let container = &pod.data["status"]["containerStatuses"][0];
-    if let Some(waiting) = said(&container["state"]["waiting"])
+fn problem(pod: &DynamicObject) -> Option<Reason> {
+    if let Some(waiting) = said(&container(pod)["state"]["waiting"])
         && waiting.0 != "ContainerCreating"
     {
         return Some(waiting);
@@ -185,10 +227,26 @@ fn problem(pod: &DynamicObject) -> Option<(String, String)> {
     condition(pod, "PodScheduled", "False").and_then(said)
 }
 
+/// How a pod's container ended before it was started again.
+fn ended(pod: &DynamicObject) -> Option<Reason> {
+    let end = &container(pod)["lastState"]["terminated"];
+    let (reason, code) = (end["reason"].as_str()?, end["exitCode"].as_i64()?);
+    Some((reason.to_owned(), format!("its container ended with code {code}, and was started again")))
+}
+
+fn is_running(pod: &DynamicObject) -> bool {
+    container(pod)["state"].get("running").is_some()
+}
+
+/// Whether a pod should be gone long since: its node is not heard of.
+fn is_lost(pod: &DynamicObject) -> bool {
+    let end = pod.metadata.deletion_timestamp.as_ref();
+    end.is_some_and(|end| end.0 < k8s_openapi::jiff::Timestamp::now())
+}
+
 /// The termination message of a pod that ended, or of its end before.
 fn message(pod: &DynamicObject) -> Option<&str> {
-    let container = &pod.data["status"]["containerStatuses"][0];
-    let ended = |state: &'static str| container[state]["terminated"]["message"].as_str();
+    let ended = |state: &'static str| container(pod)[state]["terminated"]["message"].as_str();
     ended("state").or_else(|| ended("lastState"))
 }
 

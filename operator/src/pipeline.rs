@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
 use penstock_crds::pipeline::{IngestPipelineStatus, ShardBy};
@@ -13,26 +13,27 @@ use serde_json::json;
 
 use crate::apply::MANAGER;
 use crate::caches::Children;
-use crate::children::{Owner, Wanted, files, job, shard, shared};
+use crate::children::{Owner, Wanted, files};
 use crate::conditions::{self, Say};
 use crate::context::{Context, Shared, now};
 use crate::error::Error;
 use crate::kinds::Kind;
-use crate::observe::{self, ShardObjects, failed_for};
+use crate::observe::{self, ShardObjects};
 use crate::plan::{Plan, Role, Seen, Wish};
 use crate::resolve::{self, Resolved};
+use crate::rollout::Rollout;
 use crate::status::{self, Facts, ShardView};
 use crate::{ending, names};
+
+pub mod act;
 
 /// Until the next look, while something is on its way and at rest. All else comes by triggers.
 const BUSY: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_mins(1);
+/// Until it is asked whether other pipelines have been rolled.
+const TURN: Duration = Duration::from_secs(10);
 /// Numbers in a status are written this often.
 const NUMBERS: Duration = Duration::from_mins(1);
-/// A pod is asked again to look at its files.
-const NUDGE: Duration = Duration::from_secs(3);
-/// A retire Job that failed is made anew after so long.
-const RETIRE_AGAIN: Duration = Duration::from_mins(1);
 
 /// What a reconcile works on.
 pub struct Work<'a> {
@@ -130,26 +131,29 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
     };
     let plan = stored.step(&wish, &work.seen(&stored, &resolved));
     let files = ShardFiles::new(&work.owner, &resolved, &plan);
-    let applied = apply(&work, &ctx, &resolved, &plan, &files, &wish).await;
+    let workers = act::Workers::new(&work, &ctx, &resolved, &plan, &wish);
+    let applied = act::apply(&work, &ctx, &resolved, &plan, &files, &workers, &wish).await;
     let blocked = match &applied {
         Err(error @ Error::Foreign(..)) => Some((error.reason().to_owned(), error.to_string())),
         _ => None,
     };
     let is_blocked = blocked.is_some();
-    let shards = views(&work, &plan, &wish, Some(&files));
+    let shards = views(&work, &plan, &wish, Some((&files, &workers.rollout)));
     let written = write_status(&work, &ctx, &wish, &shards, &plan, blocked, schema).await;
     match applied {
         Err(Error::Foreign(..)) | Ok(()) => written?,
         Err(error) => return Err(error),
     }
     let active = || shards.iter().filter(|shard| shard.role == Role::Active);
+    let waits = workers.rollout.waits();
     let busy = plan.is_moving()
         || shards.iter().any(|shard| shard.role == Role::Leaving)
-        || active().any(|shard| !shard.settled)
+        || active().any(|shard| !shard.settled && !waits)
         || plan != stored;
     ctx.reports.set_busy(&work.owner.namespace, &work.owner.name, busy);
     let unready = active().any(|shard| !shard.is_ready());
-    Ok(Action::requeue(if busy || unready || is_blocked { BUSY } else { REST }))
+    let rest = if waits { TURN } else { REST };
+    Ok(Action::requeue(if busy || unready || is_blocked { BUSY } else { rest }))
 }
 
 fn wish(pipeline: &IngestPipeline) -> Wish {
@@ -209,16 +213,23 @@ impl ShardFiles {
 }
 
 /// What each shard is to be, and is.
-pub fn views(work: &Work<'_>, plan: &Plan, wish: &Wish, files: Option<&ShardFiles>) -> Vec<ShardView> {
+pub fn views(
+    work: &Work<'_>,
+    plan: &Plan,
+    wish: &Wish,
+    to_be: Option<(&ShardFiles, &Rollout)>,
+) -> Vec<ShardView> {
     let prefix = Manifest::client_id_prefix_of(work.pipeline);
     let nothing = ShardObjects::default();
     plan.shards
         .iter()
         .map(|number| {
             let objects = work.shards.get(number).unwrap_or(&nothing);
-            let settled = files
-                .and_then(|files| files.0.get(number))
-                .is_none_or(|(_, digest)| objects.is_settled(digest));
+            let settled = to_be.is_none_or(|(files, rollout)| {
+                let digest = files.0.get(number).map(|(_, digest)| digest);
+                digest.is_none_or(|digest| objects.is_settled(digest)) && !rollout.outdated.contains(number)
+            });
+            let rollout = to_be.map(|(_, rollout)| rollout.part(*number));
             ShardView {
                 shard: *number,
                 role: plan.role(wish, *number),
@@ -227,110 +238,12 @@ pub fn views(work: &Work<'_>, plan: &Plan, wish: &Wish, files: Option<&ShardFile
                 pod: objects.pod(),
                 report: objects.report().cloned(),
                 settled,
-                rollout_trouble: objects.rollout_trouble(),
+                rollout: rollout.unwrap_or_default(),
                 retiring: objects.job.is_some(),
                 retire_failure: objects.retire_failure(),
             }
         })
         .collect()
-}
-
-/// Makes all children as they should be, and removes what should not be.
-async fn apply(
-    work: &Work<'_>,
-    ctx: &Context,
-    resolved: &Resolved,
-    plan: &Plan,
-    files: &ShardFiles,
-    wish: &Wish,
-) -> Result<(), Error> {
-    let namespace = &work.owner.namespace;
-    let mut keep: BTreeSet<(Kind, String)> = BTreeSet::new();
-    // State first: what follows from it must never be ahead of it.
-    let mut wanted = vec![files::plan(&work.owner, plan, &resolved.file)];
-    wanted.extend(shared::all(&work.owner, resolved));
-    for (number, (own, _)) in &files.0 {
-        let objects = work.shards.get(number).cloned().unwrap_or_default();
-        match plan.role(wish, *number) {
-            role @ (Role::Active | Role::Parked) => {
-                wanted.push(own.clone());
-                // Never beside a retire Job of the same shard.
-                if objects.job.is_none() && objects.retire_pods.is_empty() {
-                    let running = role == Role::Active;
-                    wanted.push(shard::deployment(&work.owner, resolved, &ctx.config, *number, running));
-                }
-            }
-            Role::Leaving => wanted.extend(retire(work, ctx, resolved, *number, &objects, &mut keep)),
-        }
-    }
-    for wanted in &wanted {
-        keep.insert((wanted.kind, wanted.name.clone()));
-        ctx.applier.ensure(namespace, wanted, &work.children).await?;
-    }
-    nudge(work, ctx, plan, files, wish).await?;
-    prune(work, ctx, &keep).await
-}
-
-/// The Job that ends a shard's session, when all of its workers stop: they hand their session over to it.
-pub fn retire(
-    work: &Work<'_>,
-    ctx: &Context,
-    resolved: &Resolved,
-    shard: u32,
-    objects: &ShardObjects,
-    keep: &mut BTreeSet<(Kind, String)>,
-) -> Option<Wanted> {
-    let wanted = job::retire(&work.owner, resolved, &ctx.config, shard);
-    match &objects.job {
-        // Pruned, and made anew.
-        Some(job) if failed_for(job).is_some_and(|time| time > RETIRE_AGAIN) => None,
-        Some(_) => {
-            keep.insert((Kind::Job, wanted.name));
-            None
-        }
-        None if objects.deployment.is_none() && objects.pods.iter().all(|(pod, _)| stops(pod)) => {
-            Some(wanted)
-        }
-        None => None,
-    }
-}
-
-fn stops(pod: &DynamicObject) -> bool {
-    pod.metadata.deletion_timestamp.is_some()
-}
-
-/// Pods that do not follow their newest files are asked to look, again and again.
-async fn nudge(
-    work: &Work<'_>,
-    ctx: &Context,
-    plan: &Plan,
-    files: &ShardFiles,
-    wish: &Wish,
-) -> Result<(), Error> {
-    for (number, (_, digest)) in &files.0 {
-        let Some(objects) = work.shards.get(number).filter(|_| plan.role(wish, *number) == Role::Active)
-        else {
-            continue;
-        };
-        for (pod, report) in &objects.pods {
-            let behind = report.as_ref().is_some_and(|report| report.manifest != *digest);
-            let uid = pod.uid().unwrap_or_default();
-            if behind && !stops(pod) && ctx.last.is_due(format!("{uid}/{digest}"), NUDGE) {
-                let mark = format!("{digest}-{}", k8s_openapi::jiff::Timestamp::now().as_millisecond());
-                ctx.applier.nudge(pod, &mark).await?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Deletes what is ours and no longer wanted.
-pub async fn prune(work: &Work<'_>, ctx: &Context, keep: &BTreeSet<(Kind, String)>) -> Result<(), Error> {
-    let unwanted = work.children.iter().filter(|(key, _)| key.0 != Kind::Pod && !keep.contains(key));
-    for ((kind, _), object) in unwanted {
-        ctx.applier.delete(*kind, object).await?;
-    }
-    Ok(())
 }
 
 async fn add_finalizer(pipeline: &IngestPipeline, ctx: &Context) -> Result<(), Error> {

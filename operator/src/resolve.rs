@@ -19,6 +19,8 @@ pub struct Config {
     pub pull_policy: String,
     /// Seconds that a deletion may take before sessions are left behind.
     pub retire_deadline: u64,
+    /// Pipelines whose shards are rolled at the same time.
+    pub pipelines_at_once: usize,
 }
 
 /// Why the objects cannot be acted on. What runs already is left as it is.

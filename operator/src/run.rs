@@ -70,6 +70,7 @@ pub async fn run(
         stores: OnceLock::new(),
         failures: crate::context::Strikes::default(),
         last: crate::context::Times::default(),
+        turns: crate::turns::Turns::default(),
         client,
         config,
         caches,

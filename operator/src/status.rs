@@ -7,6 +7,7 @@ use penstock_crds::report::{Limit, WorkerStatus};
 use crate::conditions::{self, Say};
 use crate::names;
 use crate::plan::{Role, Wish};
+use crate::rollout::Part;
 
 /// A pod, as its status tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,8 +39,8 @@ pub struct ShardView {
     pub report: Option<WorkerStatus>,
     /// It follows its newest files, and the Deployment is rolled out.
     pub settled: bool,
-    /// Why its new pod does not take over from the one that consumes.
-    pub rollout_trouble: Option<(String, String)>,
+    /// How a changed pod template gets to it.
+    pub rollout: Part,
     /// Its retire Job exists.
     pub retiring: bool,
     /// Why its retire Job failed.
@@ -98,6 +99,7 @@ impl ShardView {
             limited_by: report
                 .filter(|report| report.limited_by != Limit::Nothing)
                 .map(|report| report.limited_by.as_str().to_owned()),
+            gap: report.and_then(|report| report.takeover_gap_seconds).map(|gap| format!("{gap:.1}s")),
         }
     }
 }
@@ -159,10 +161,9 @@ fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Sa
     let Facts { wish, shards, blocked, .. } = facts;
     let trouble =
         shards.iter().find_map(|shard| shard.trouble().map(|(reason, why)| (shard.shard, reason, why)));
-    let rollout = shards.iter().find_map(|shard| {
-        let (reason, why) = shard.rollout_trouble.clone()?;
-        Some((shard.shard, reason, why))
-    });
+    let stuck = rollout_stalled(shards);
+    let rolling = shards.iter().find(|shard| shard.rollout == Part::Rolling).map(|shard| shard.shard);
+    let held = shards.iter().filter(|shard| shard.rollout == Part::Held).count();
     let failed = shards.iter().find_map(|shard| shard.retire_failure.clone());
     let leaving = shards.iter().filter(|shard| shard.role == Role::Leaving).count();
     let behind = shards.iter().any(|shard| shard.role == Role::Active && !shard.settled);
@@ -185,18 +186,24 @@ fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Sa
     };
     let reconciling = if blocked.is_some() {
         Say::that(false, "blocked", "nothing is changed; see Stalled")
-    } else if let Some((shard, reason, why)) = rollout {
-        Say::that(true, reason, format!("shard {shard} goes on with its old pod, since the new one: {why}"))
+    } else if stuck.is_some() {
+        Say::that(false, "rollout_stalled", "a changed pod template goes no further; see Stalled")
     } else if moving {
         Say::that(true, "moving", "keys are on their way to other shards")
     } else if leaving > 0 {
         Say::that(true, "retiring", format!("{leaving} shards end their sessions"))
+    } else if let Some(shard) = rolling {
+        let why = format!("a new pod takes shard {shard} over, and {held} shards wait for their turn");
+        Say::that(true, "rolling", why)
+    } else if held > 0 {
+        let why = "its shards are rolled after other pipelines: so many at a time as the chart's value rollouts.pipelinesAtOnce says";
+        Say::that(true, "rollout_waiting", why)
     } else if behind || (ready < wanted && !wish.parked) {
         Say::that(true, "starting", "shards take over what changed")
     } else {
         Say::that(false, "done", "all is as the spec asks")
     };
-    let stalled = match blocked.clone().or(failed) {
+    let stalled = match blocked.clone().or(failed).or(stuck) {
         Some((reason, why)) => Say::that(true, reason, why),
         None => Say::that(false, "progressing", "nothing is in the way"),
     };
@@ -247,6 +254,22 @@ fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Sa
         ("Backpressured", pressed),
         ("Suspended", suspended),
     ]
+}
+
+/// A changed pod template that gets no further, and why.
+fn rollout_stalled(shards: &[ShardView]) -> Blocked {
+    let held = shards.iter().filter(|shard| shard.rollout == Part::Held).count();
+    shards.iter().find_map(|shard| {
+        let Part::Stalled((reason, why)) = &shard.rollout else { return None };
+        let goes_on = if shard.is_ready() { "its old pod goes on; " } else { "" };
+        Some((
+            "rollout_stalled".to_owned(),
+            format!(
+                "the new pod of shard {} does not take over: {reason}: {why}; {goes_on}{held} shards keep their template until it does, and a corrected one goes to this shard first",
+                shard.shard
+            ),
+        ))
+    })
 }
 
 /// Whether two statuses differ in more than numbers that change all the time.

@@ -9,6 +9,7 @@ pub mod decode;
 pub mod delivery;
 pub mod draft;
 pub mod formats;
+pub mod gap;
 pub mod http;
 pub mod inbox;
 pub mod ingest;

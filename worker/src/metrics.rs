@@ -89,6 +89,8 @@ pub struct Metrics {
     pub connected: IntGauge,
     /// 1 while the shard's lease is held.
     pub lease_held: IntGauge,
+    /// Seconds without a consumer at the last takeover.
+    pub takeover_gap: Gauge,
     /// Connections that ended, by reason.
     pub disconnects: IntCounterVec,
     /// Sessions that the broker no longer had: what it queued is gone.
@@ -216,6 +218,11 @@ impl Metrics {
             epoch: gauge(&r, "mqtt_epoch", "Broker connections since start.")?,
             connected: gauge(&r, "mqtt_connected", "1 while connected and subscribed.")?,
             lease_held: gauge(&r, "lease_held", "1 while the shard's lease is held.")?,
+            takeover_gap: float_gauge(
+                &r,
+                "takeover_gap_seconds",
+                "Seconds in which nobody consumed the shard when this worker took it over; 0 if it did not.",
+            )?,
             disconnects: counters(
                 &r,
                 "mqtt_disconnects_total",

@@ -84,7 +84,7 @@ impl Shard {
         let mut writers = JoinSet::new();
         tokio::time::timeout(DATABASE_PATIENCE, self.prepare(&mut writers))
             .await
-            .map_err(|_| RetireError::Database(self.lease.explain()))?;
+            .map_err(|_| RetireError::Database(self.lease.explain().1))?;
         let mut row = match lease::acquire(&self.pool, &self.key, &self.me, Purpose::Retire, false).await? {
             Acquired::Taken(row) => row,
             Acquired::NeedsPreflight | Acquired::Wait { .. } => return Err(RetireError::Superseded),

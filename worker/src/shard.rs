@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::DatabaseClock;
+use crate::gap::Gap;
 use crate::http::{Pages, Pulse};
 use crate::inbox::Inbox;
 use crate::ingest::Ingest;
@@ -31,7 +32,7 @@ use crate::store::lease::{self, Acquired, LeaseKey, Me};
 use crate::store::lease_rules::Purpose;
 use crate::store::writer::Writer;
 use crate::store::{connection, schema, transaction};
-use crate::tenure::{LeaseView, Superseded, Tenure};
+use crate::tenure::{LeaseView, NOT_HELD, Superseded, Tenure};
 use crate::throughput::{Look, Throughput};
 use crate::trace::{TraceError, Tracer};
 
@@ -116,10 +117,11 @@ impl Shard {
             metrics: metrics.clone(),
             committing: Occupied::default(),
             throughput: Throughput::default(),
+            gap: Gap::default(),
             tracer,
         });
         let lease = Arc::new(LeaseView::default());
-        lease.waiting("starting".to_owned());
+        lease.waiting("starting", "it has not looked at the database yet".to_owned());
         Ok(Self {
             pool: connection::pool(database.clone()),
             reserve: connection::reserve(database),
@@ -217,7 +219,7 @@ impl Shard {
             if told != error.to_string() {
                 tracing::error!(reason = error.reason(), %error, "waiting for the database");
                 told = error.to_string();
-                self.lease.waiting(format!("{}: {told}", error.reason()));
+                self.lease.waiting(error.reason(), told.clone());
             }
             tokio::time::sleep(ASK_AGAIN).await;
         }
@@ -268,9 +270,10 @@ impl Shard {
                 () = stop.requested() => break,
             };
             preflight = false;
-            let why = match acquired {
+            let (reason, why) = match acquired {
                 Ok(Acquired::Taken(row)) => {
                     tracing::info!(shard = self.key.0, instance = self.me.instance, "took the shard's lease");
+                    self.shared.gap.begin(row.consumed_ago);
                     let tenure = self.tenure(row);
                     match self.serve(&tenure, &stop).await {
                         End::Settled => return,
@@ -285,15 +288,15 @@ impl Shard {
                         preflight = true;
                         continue;
                     }
-                    Err(lost) => format!("the preflight failed: {lost}"),
+                    Err(lost) => ("preflight_failed", format!("the broker: {lost}")),
                 },
-                Ok(Acquired::Wait { holder, why }) => format!("{why} ({holder})"),
-                Err(error) => format!("nothing is known of the lease: {error}"),
+                Ok(Acquired::Wait { holder, why }) => (NOT_HELD, format!("{why} ({holder})")),
+                Err(error) => (NOT_HELD, format!("nothing is known of the lease: {error}")),
             };
-            if self.lease.explain() != why {
-                tracing::info!(why, "waiting for the shard's lease");
+            if self.lease.explain().1 != why {
+                tracing::info!(reason, why, "waiting for the shard's lease");
             }
-            self.lease.waiting(why);
+            self.lease.waiting(reason, why);
             tokio::select! {
                 () = tokio::time::sleep(ASK_AGAIN) => {}
                 () = stop.requested() => break,

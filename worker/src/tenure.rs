@@ -9,12 +9,14 @@ use tokio::sync::watch;
 
 use crate::decode::Decoder;
 use crate::store::lease::{self, Kept, LeaseError, LeaseKey, LeaseRow, Me};
+use crate::store::lease_rules::RENEW_EVERY;
 use crate::store::{births, connection};
 
-/// How often a lease is renewed. It lasts [`lease::TTL`].
-const RENEW_EVERY: Duration = Duration::from_secs(5);
 /// How often the database is asked again while an answer is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Why a worker waits that could run the shard.
+pub const NOT_HELD: &str = "lease_not_held";
 
 /// Another worker holds the lease now.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,8 @@ pub struct LeaseView {
 #[derive(Debug, Default)]
 struct View {
     lease: LeaseStatus,
+    /// A bounded word for why it is not held.
+    reason: &'static str,
     /// The plan that is followed, while the lease is held.
     plan: Option<PlanStatus>,
 }
@@ -47,9 +51,10 @@ impl LeaseView {
         self.state().lease.held
     }
 
-    /// Why it does not.
-    pub fn explain(&self) -> String {
-        self.state().lease.why.clone()
+    /// Why it does not: a bounded word, and for a person.
+    pub fn explain(&self) -> (&'static str, String) {
+        let state = self.state();
+        (state.reason, state.lease.why.clone())
     }
 
     /// For `/status`.
@@ -65,8 +70,9 @@ impl LeaseView {
     }
 
     /// Shows why the lease is not held.
-    pub fn waiting(&self, why: String) {
+    pub fn waiting(&self, reason: &'static str, why: String) {
         let mut state = self.state();
+        state.reason = reason;
         state.lease.held = false;
         state.lease.why = why;
         state.plan = None;
@@ -188,7 +194,7 @@ impl Tenure {
             Ok(Kept::Held) => Ok(true),
             Ok(Kept::Superseded { by }) => {
                 tracing::warn!(by, "another worker took the shard over");
-                self.view.waiting(format!("superseded by {by}"));
+                self.view.waiting(NOT_HELD, format!("superseded by {by}"));
                 self.hold.send_replace(Hold::Lost(by.clone()));
                 Err(Superseded { by })
             }

@@ -99,6 +99,13 @@ impl Node {
         output(&mut import).with_context(|| format!("loading an image on {}", self.name())).map(drop)
     }
 
+    /// Gives an image that it has a second name.
+    pub fn tag_image(&self, image: &str, second: &str) -> Result<()> {
+        let mut tag = self.command("ctr");
+        tag.args(["--namespace", "k8s.io", "images", "tag", "--force", image, second]);
+        output(&mut tag).with_context(|| format!("naming an image on {}", self.name())).map(drop)
+    }
+
     /// Ends it at once with all its containers, as a power cut does.
     pub fn kill(&mut self) -> Result<()> {
         self.namespace.kill()

@@ -8,6 +8,7 @@ mod last;
 mod leader;
 mod life;
 mod moves;
+mod rollout;
 mod scale;
 mod sharding;
 
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Scenario> {
         moves::all(),
         away::all(),
         leader::all(),
+        rollout::all(),
         last::all(),
     ]
     .concat()

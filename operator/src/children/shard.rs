@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use kube::ResourceExt;
+use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
 use super::pod::Pod;
-use super::{Owner, Wanted, files};
+use super::{Owner, Wanted, digest, files};
 use crate::kinds::Kind;
 use crate::names;
 use crate::resolve::{Config, Resolved};
@@ -53,9 +55,27 @@ pub fn deployment(owner: &Owner, resolved: &Resolved, config: &Config, shard: u3
             names::SHARD: labels[names::SHARD],
             names::COMPONENT: labels[names::COMPONENT],
         }},
-        "template": template,
     });
-    owner.child(Kind::Deployment, names::shard(&owner.name, shard), &labels, json!({"spec": spec}))
+    let name = names::shard(&owner.name, shard);
+    let mut wanted = owner.child(Kind::Deployment, name, &labels, json!({"spec": spec}));
+    // Beside the rest and with a digest of its own: a shard that waits for its turn keeps its template.
+    wanted.object["metadata"]["annotations"][names::TEMPLATE] = json!(digest(&template));
+    wanted.object["spec"]["template"] = template;
+    wanted
+}
+
+/// Whether a Deployment was given this template last.
+pub fn has_template(live: &DynamicObject, wanted: &Wanted) -> bool {
+    let digest = wanted.object["metadata"]["annotations"][names::TEMPLATE].as_str();
+    digest.is_some() && live.annotations().get(names::TEMPLATE).map(String::as_str) == digest
+}
+
+/// Has a Deployment keep the template that it has, as long as nobody writes another meanwhile.
+pub fn keep_template(wanted: &mut Wanted, live: &DynamicObject) {
+    let metadata = &mut wanted.object["metadata"];
+    metadata["annotations"][names::TEMPLATE] = json!(live.annotations().get(names::TEMPLATE));
+    metadata["resourceVersion"] = json!(live.resource_version());
+    wanted.object["spec"]["template"] = live.data["spec"]["template"].clone();
 }
 
 fn container(container: &mut Value, worker: &penstock_crds::operations::Worker) {

@@ -1,3 +1,5 @@
+use kube::ResourceExt;
+use kube::api::DynamicObject;
 use penstock_crds::{IngestPipeline, Manifest, TelemetryStore};
 use serde_json::{Value, json};
 
@@ -9,7 +11,12 @@ const EXAMPLE: &str = include_str!("../../../examples/plant.yaml");
 const NOBODY: &[std::sync::Arc<IngestPipeline>] = &[];
 
 fn config() -> Config {
-    Config { worker_image: "penstock:1".into(), pull_policy: "IfNotPresent".into(), retire_deadline: 600 }
+    Config {
+        worker_image: "penstock:1".into(),
+        pull_policy: "IfNotPresent".into(),
+        retire_deadline: 600,
+        pipelines_at_once: 5,
+    }
 }
 
 fn example(edit: impl FnOnce(String) -> String) -> (IngestPipeline, TelemetryStore) {
@@ -100,4 +107,23 @@ fn of_two_pipelines_with_the_same_client_ids_the_older_one_has_them() {
     assert!(matches!(&refused, Unresolved::ClientIds { other, .. } if other == "plant/older"), "{refused}");
     assert!(resolve::pipeline(&older, Some(&store), &others).is_ok());
     assert_eq!(resolve::pipeline(&older, None, &others).unwrap_err().reason(), "store_missing");
+}
+
+#[test]
+fn a_shard_that_waits_for_its_turn_keeps_its_template_and_gets_all_else() {
+    let (_, live) = built(|text| text);
+    let live: DynamicObject = serde_json::from_value(live).unwrap();
+    let (pipeline, store) = example(|text| text.replace("sharding:", "worker: {image: other}\n  sharding:"));
+    let resolved = resolve::pipeline(&pipeline, Some(&store), NOBODY).unwrap();
+    let mut wanted = shard::deployment(&Owner::of(&pipeline), &resolved, &config(), 2, false);
+    assert!(!shard::has_template(&live, &wanted));
+    let parked = wanted.object["metadata"]["annotations"][names::WANTED].clone();
+    shard::keep_template(&mut wanted, &live);
+    assert!(shard::has_template(&live, &wanted));
+    assert_eq!(wanted.object["spec"]["template"], live.data["spec"]["template"]);
+    assert_eq!(wanted.object["spec"]["replicas"], 0);
+    assert_eq!(wanted.object["metadata"]["annotations"][names::WANTED], parked);
+    let (_, same) = built(|text| text.replace("sharding:", "worker: {image: other}\n  sharding:"));
+    let digest = &same["metadata"]["annotations"][names::WANTED];
+    assert_eq!(*digest, live.annotations()[names::WANTED], "a template alone changes nothing else");
 }

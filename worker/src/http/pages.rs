@@ -101,6 +101,7 @@ impl Pages {
         metrics.window_observed.set(window.observed as i64);
         metrics.oldest_unacked.set(window.oldest.unwrap_or_default().as_secs_f64());
         metrics.lease_held.set(i64::from(self.lease.is_held()));
+        metrics.takeover_gap.set(self.shared.gap.last().unwrap_or_default().as_secs_f64());
         let (recent, lanes) = (self.shared.throughput.recent(), self.shared.lanes.used());
         for limit in Limit::ALL {
             let now = limit == recent.limit();
@@ -120,7 +121,7 @@ impl Pages {
         let limits = self.limits();
         let mut reasons = self.link_faults();
         if !self.lease.is_held() {
-            reasons.push(("lease_not_held", self.lease.explain()));
+            reasons.push(self.lease.explain());
         }
         if let Some((class, why)) = self.breaker.open() {
             reasons.push(("database_refuses", format!("{}: {why}", class.as_str())));
@@ -181,6 +182,7 @@ impl Pages {
             sessions: self.sessions(),
             window_observed: window.observed,
             limited_by: recent.limit(),
+            takeover_gap_seconds: self.shared.gap.last().map(|gap| gap.as_secs_f64()),
             rate: recent.rate,
             utilisation: recent.committing.min(1.0),
             busy: recent.busy.min(1.0),

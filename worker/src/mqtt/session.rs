@@ -16,6 +16,7 @@ use super::options::Options;
 use crate::clock::DatabaseClock;
 use crate::decode;
 use crate::delivery::{Delivery, InHand};
+use crate::gap::Gap;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 use crate::settings::{Access, Terms};
@@ -75,6 +76,8 @@ pub struct Shared {
     pub committing: Occupied,
     /// What limits the throughput.
     pub throughput: Throughput,
+    /// The last takeover.
+    pub gap: Gap,
     /// Traces, if they are asked for.
     pub tracer: Option<Tracer>,
 }
@@ -88,7 +91,11 @@ impl Shared {
 
     /// Shows whether all sessions are connected and subscribed.
     pub fn show_connected(&self) {
-        self.metrics.connected.set(i64::from(self.lanes.are_whole()));
+        let is_whole = self.lanes.are_whole();
+        self.metrics.connected.set(i64::from(is_whole));
+        if is_whole {
+            self.gap.end();
+        }
     }
 
     /// Sends to the broker, while there is a connection.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::connection;
 pub use super::lease_rules::TTL;
-use super::lease_rules::{Asker, Decision, Held, Purpose, decide, wait_after};
+use super::lease_rules::{Asker, Decision, Held, Purpose, consumed_until, decide, wait_after};
 use crate::mqtt::lanes::MAX_SESSIONS;
 
 /// How long one question about a lease may take.
@@ -36,6 +36,8 @@ pub struct LeaseRow {
     pub plan_generation: i64,
     /// Sessions that the broker should have.
     pub existed: BTreeSet<u8>,
+    /// How long ago the shard was consumed, when it was taken; none if it never was.
+    pub consumed_ago: Option<Duration>,
 }
 
 impl LeaseRow {
@@ -55,7 +57,7 @@ impl LeaseRow {
         session_existed: bool,
     ) -> Self {
         let existed = session_existed.then_some(0).into_iter().collect();
-        let mut row = Self { sessions: vec![filters], plan_generation, existed };
+        let mut row = Self { sessions: vec![filters], plan_generation, existed, consumed_ago: None };
         for (session, filter) in more.iter().filter_map(|entry| entry.split_once(':')) {
             match session.parse() {
                 Ok(session) if usize::from(session) < MAX_SESSIONS => {
@@ -163,7 +165,7 @@ async fn ask_for(
     let (holder, retiring, expires_at, now): (Option<String>, bool, i64, i64) =
         (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(6)?);
     let more: Vec<String> = row.try_get(7)?;
-    let state = LeaseRow::from_columns(row.try_get(3)?, &more, row.try_get(4)?, row.try_get(5)?);
+    let mut state = LeaseRow::from_columns(row.try_get(3)?, &more, row.try_get(4)?, row.try_get(5)?);
 
     sqlx::query(
         "INSERT INTO penstock.shard_instance (shard, instance, rank) \
@@ -197,6 +199,9 @@ async fn ask_for(
             .bind(TTL.as_secs_f64())
             .execute(&mut *transaction)
             .await?;
+            let ago =
+                consumed_until(&held, &me.instance, now).and_then(|until| u64::try_from(now - until).ok());
+            state.consumed_ago = ago.map(Duration::from_micros);
             Acquired::Taken(state)
         }
         Decision::Preflight => Acquired::NeedsPreflight,
@@ -256,9 +261,10 @@ pub async fn renew(pool: &PgPool, key: &LeaseKey, me: &Me) -> Result<Kept, Lease
     update(pool, key, me, &set, &[]).await
 }
 
-/// Lets anyone take the lease at once. The holder may go on until somebody does.
+/// Lets anyone take the lease at once. The holder may go on until somebody does; it says so by this again
+/// and again, so that the row tells until when.
 pub async fn release(pool: &PgPool, key: &LeaseKey, me: &Me) -> Result<Kept, LeaseError> {
-    update(pool, key, me, "expires_at = least(expires_at, clock_timestamp())", &[]).await
+    update(pool, key, me, "expires_at = clock_timestamp(), retiring = true", &[]).await
 }
 
 /// Notes filters that are about to be subscribed.
@@ -376,6 +382,9 @@ mod tests {
             more.extend(column(session, &noted[usize::from(session)]).1);
         }
         let row = LeaseRow::from_columns(column(0, &noted[0]).1, &more, 3, true);
-        assert_eq!(row, LeaseRow { sessions: noted, plan_generation: 3, existed: [0, 1, 3].into() });
+        assert_eq!(
+            row,
+            LeaseRow { sessions: noted, plan_generation: 3, existed: [0, 1, 3].into(), consumed_ago: None }
+        );
     }
 }

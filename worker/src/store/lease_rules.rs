@@ -29,7 +29,7 @@ pub struct Held {
     pub instance: Option<String>,
     /// The holder's rank.
     pub rank: i64,
-    /// The holder retires the shard.
+    /// The holder goes: it retires the shard, or has let go of an expired lease until which it consumed.
     pub retiring: bool,
     /// When it ends.
     pub expires_at: Micros,
@@ -88,6 +88,25 @@ pub fn decide(held: &Held, asker: &Asker, purpose: Purpose, now: Micros) -> Deci
     }
 }
 
+/// How often a lease is renewed.
+pub const RENEW_EVERY: Duration = Duration::from_secs(5);
+/// A holder that is alive renews not later.
+const LATE: Duration = Duration::from_secs(6);
+
+/// When the shard was consumed last, as far as its row tells the instance that takes it now.
+pub fn consumed_until(held: &Held, asker: &str, now: Micros) -> Option<Micros> {
+    let micros = |duration: Duration| duration.as_micros() as Micros;
+    let holder = held.instance.as_ref().filter(|_| held.expires_at > 0)?;
+    let renewed = held.expires_at - micros(TTL);
+    Some(if now >= held.expires_at && held.retiring {
+        held.expires_at
+    } else if now - renewed > micros(LATE) || holder == asker {
+        renewed
+    } else {
+        now
+    })
+}
+
 /// How long an instance that lost the lease so many times waits before it takes one by rank.
 pub fn wait_after(losses: i32) -> Micros {
     FIRST_WAIT.saturating_mul(1 << losses.clamp(1, 16).saturating_sub(1)).min(LONGEST_WAIT)
@@ -139,6 +158,20 @@ mod tests {
     fn waits_double_from_one_minute_to_ten() {
         let minutes: Vec<_> = (1..7).map(|losses| wait_after(losses) / 60_000_000).collect();
         assert_eq!(minutes, [1, 2, 4, 8, 10, 10]);
+    }
+
+    #[test]
+    fn a_shard_was_consumed_until_it_was_let_go_or_until_its_holder_was_heard_of_last() {
+        const S: Micros = 1_000_000;
+        let lease = held("a", 1, 100 * S);
+        assert_eq!(consumed_until(&lease, "b", 88 * S), Some(88 * S), "alive: until it is taken");
+        assert_eq!(consumed_until(&lease, "b", 95 * S), Some(85 * S), "silent since its last renewal");
+        assert_eq!(consumed_until(&lease, "b", 103 * S), Some(85 * S));
+        assert_eq!(consumed_until(&lease, "a", 88 * S), Some(85 * S), "its own last start ended");
+        let gone = Held { retiring: true, ..lease };
+        assert_eq!(consumed_until(&gone, "b", 103 * S), Some(100 * S), "it let go at this time");
+        assert_eq!(consumed_until(&Held { instance: None, ..gone.clone() }, "b", 0), None);
+        assert_eq!(consumed_until(&Held { expires_at: 0, ..gone }, "b", 0), None);
     }
 
     proptest! {

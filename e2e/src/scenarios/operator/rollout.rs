@@ -1,0 +1,263 @@
+//! Workers' pods are replaced under load: another image, a bad one, a node that is drained.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use sqlx::{Connection, PgConnection};
+
+use super::scale::{POINTS, stored};
+use crate::bed::Bed;
+use crate::cluster::image::PENSTOCK;
+use crate::fleet::Fleet;
+use crate::plant::{self, PATIENCE, PIPELINE, Plant, condition};
+use crate::scenario;
+use crate::scenarios::load::Load;
+use crate::suite::Scenario;
+use crate::wait::until_async;
+
+/// The same image under another name.
+const OTHER: &str = "localhost/penstock:other";
+/// Goal for the time without a consumer at a takeover.
+const GOAL: f64 = 3.0;
+const RATE: f64 = 300.0;
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    vec![
+        scenario!(
+            a_bad_image_stalls_at_the_first_shard_ingestion_goes_on_and_a_corrected_one_finishes[cluster]
+        ),
+        scenario!(
+            another_image_reaches_eight_shards_one_at_a_time_under_load_and_every_message_is_stored_once
+                [cluster]
+        ),
+        scenario!(an_upgrade_of_the_chart_restarts_no_worker_of_an_unchanged_pipeline[cluster, alone]),
+        scenario!(a_drained_nodes_shards_move_to_the_other_node_and_every_message_is_stored_once[cluster, alone]),
+    ]
+}
+
+/// The pods of each shard, by the pipeline's own labels.
+fn pods(plant: &Plant) -> Result<BTreeMap<String, Vec<Value>>> {
+    let label = format!("penstock.dev/pipeline={PIPELINE},app.kubernetes.io/component=worker");
+    let list: Value = serde_json::from_str(&plant.kubectl(&["get", "pods", "-l", &label, "-o", "json"])?)?;
+    let mut shards: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for pod in list["items"].as_array().into_iter().flatten() {
+        let shard = pod["metadata"]["labels"]["penstock.dev/shard"].as_str().unwrap_or_default();
+        shards.entry(shard.to_owned()).or_default().push(pod.clone());
+    }
+    Ok(shards)
+}
+
+fn images(plant: &Plant) -> Result<BTreeMap<String, String>> {
+    let list: Value = serde_json::from_str(&plant.kubectl(&["get", "deployments", "-o", "json"])?)?;
+    let of = |deployment: &Value| {
+        let image = deployment["spec"]["template"]["spec"]["containers"][0]["image"].as_str()?;
+        Some((deployment["metadata"]["name"].as_str()?.to_owned(), image.to_owned()))
+    };
+    Ok(list["items"].as_array().into_iter().flatten().filter_map(of).collect())
+}
+
+fn set_image(plant: &Plant, image: &str) -> Result<()> {
+    let patch = format!(r#"{{"spec":{{"worker":{{"image":"{image}"}}}}}}"#);
+    plant.kubectl(&["patch", "ingestpipelines.penstock.dev", PIPELINE, "--type=merge", "-p", &patch])?;
+    Ok(())
+}
+
+fn load(bed: &Bed) -> Load {
+    Load::start(Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, RATE, 1_000_000) })
+}
+
+/// Ends the load; every message is stored once, and both sums hold in every worker.
+async fn settle(bed: &Bed, plant: &Plant, load: Load) -> Result<usize> {
+    load.progress.stop.store(true, Ordering::SeqCst);
+    let ledger = load.ledger().await?;
+    stored(bed, &ledger).await?;
+    plant.identities().await?;
+    Ok(ledger.len())
+}
+
+async fn samples(bed: &Bed) -> Result<i64> {
+    let mut connection = PgConnection::connect(&bed.database.admin_url).await?;
+    Ok(sqlx::query_scalar("SELECT count(*) FROM penstock.sample").fetch_one(&mut connection).await?)
+}
+
+/// Watches until told to stop: shards that had two pods at once at the same time as another.
+fn watch(plant: &Arc<Plant>) -> (Arc<AtomicBool>, tokio::task::JoinHandle<Result<BTreeSet<String>>>) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (told, plant) = (Arc::clone(&stop), Arc::clone(plant));
+    let task = tokio::task::spawn_blocking(move || {
+        let mut seen = BTreeSet::new();
+        while !told.load(Ordering::SeqCst) {
+            let turning: Vec<String> = pods(&plant)?
+                .into_iter()
+                .filter(|(_, pods)| pods.len() > 1)
+                .map(|(shard, _)| shard)
+                .collect();
+            if turning.len() > 1 {
+                bail!("shards {turning:?} are replaced at once");
+            }
+            seen.extend(turning);
+        }
+        Ok(seen)
+    });
+    (stop, task)
+}
+
+/// The time without a consumer at each shard's last takeover.
+fn gaps(plant: &Plant) -> Result<Vec<f64>> {
+    let pipeline = plant.pipeline()?;
+    let shards = pipeline["status"]["shards"].as_array().context("shards")?;
+    let gap = |shard: &Value| shard["gap"].as_str()?.strip_suffix('s')?.parse::<f64>().ok();
+    let mut gaps: Vec<f64> = shards.iter().filter_map(gap).collect();
+    ensure!(gaps.len() == shards.len(), "some shards tell no gap: {shards:?}");
+    gaps.sort_by(f64::total_cmp);
+    Ok(gaps)
+}
+
+fn tell(what: &str, took: Duration, messages: usize, gaps: &[f64]) {
+    let p99 = gaps.last().copied().unwrap_or_default();
+    println!(
+        "{what}: {:.1} s, {messages} messages; seconds without a consumer at each takeover {gaps:?}, p99 {p99:.1} (goal {GOAL})",
+        took.as_secs_f64()
+    );
+}
+
+async fn a_bad_image_stalls_at_the_first_shard_ingestion_goes_on_and_a_corrected_one_finishes(
+    bed: &mut Bed,
+) -> Result<()> {
+    let plant = Plant::new(bed).await?;
+    bed.cluster()?.tag_image(PENSTOCK, OTHER)?;
+    plant.start(3).await?;
+    let load = load(bed);
+    set_image(&plant, "localhost/penstock:nowhere")?;
+    plant
+        .until("it stalls and says why, and is ready", |ipl| {
+            let said = ipl["status"]["conditions"].to_string();
+            condition(ipl, "Stalled") == ("True", "rollout_stalled")
+                && condition(ipl, "Ready").0 == "True"
+                && said.contains("shard 0")
+                && said.contains("ErrImageNeverPull")
+        })
+        .await
+        .with_context(|| plant.logs())?;
+    let before = samples(bed).await?;
+    until_async("samples of ten more seconds are stored", PATIENCE, || async {
+        samples(bed).await.is_ok_and(|now| now > before + (10.0 * RATE) as i64)
+    })
+    .await?;
+    for (name, image) in images(&plant)? {
+        let is_bad = image.ends_with(":nowhere");
+        ensure!(is_bad == (name == "fleet-shard-0"), "{name} has {image}");
+    }
+    let two: Vec<_> =
+        pods(&plant)?.into_iter().filter(|(_, pods)| pods.len() > 1).map(|(shard, _)| shard).collect();
+    ensure!(two == ["0"], "shards {two:?} have two pods");
+    set_image(&plant, OTHER)?;
+    plant.ready(3).await.with_context(|| plant.logs())?;
+    ensure!(condition(&plant.pipeline()?, "Stalled").0 == "False");
+    ensure!(images(&plant)?.values().all(|image| image == OTHER), "{:?}", images(&plant)?);
+    settle(bed, &plant, load).await?;
+    Ok(())
+}
+
+async fn another_image_reaches_eight_shards_one_at_a_time_under_load_and_every_message_is_stored_once(
+    bed: &mut Bed,
+) -> Result<()> {
+    let plant = Arc::new(Plant::new(bed).await?);
+    bed.cluster()?.tag_image(PENSTOCK, OTHER)?;
+    plant.start(8).await?;
+    let load = load(bed);
+    let (stop, watching) = watch(&plant);
+    let start = Instant::now();
+    set_image(&plant, OTHER)?;
+    plant.ready(8).await.with_context(|| plant.logs())?;
+    let took = start.elapsed();
+    stop.store(true, Ordering::SeqCst);
+    let seen = watching.await??;
+    ensure!(images(&plant)?.values().all(|image| image == OTHER), "{:?}", images(&plant)?);
+    ensure!(seen.len() == 8, "only of shards {seen:?} two pods were seen");
+    let gaps = gaps(&plant)?;
+    let messages = settle(bed, &plant, load).await?;
+    tell("image roll of 8 shards", took, messages, &gaps);
+    Ok(())
+}
+
+async fn an_upgrade_of_the_chart_restarts_no_worker_of_an_unchanged_pipeline(bed: &mut Bed) -> Result<()> {
+    let plant = Plant::new(bed).await?;
+    plant.start(2).await?;
+    let uids = || -> Result<BTreeSet<String>> {
+        let all = pods(&plant)?.into_values().flatten();
+        Ok(all
+            .map(|pod| {
+                format!(
+                    "{} {}",
+                    pod["metadata"]["uid"], pod["status"]["containerStatuses"][0]["restartCount"]
+                )
+            })
+            .collect())
+    };
+    let before = uids()?;
+    let operator = || {
+        plant.kubectl(&[
+            "-n",
+            plant::SYSTEM,
+            "get",
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=penstock",
+            "-o",
+            "name",
+        ])
+    };
+    let first = operator()?;
+    plant::install_with(&bed.cluster()?, &["retireDeadlineSeconds=599"])?;
+    until_async("another operator runs", PATIENCE, || async { operator().is_ok_and(|now| now != first) })
+        .await?;
+    // It reconciles: what it puts back, it has looked at.
+    let service = plant.object("service", "fleet-metrics")?["metadata"]["uid"].clone();
+    plant.kubectl(&["delete", "service", "fleet-metrics"])?;
+    until_async("the new operator reconciles", PATIENCE, || async {
+        plant.object("service", "fleet-metrics").is_ok_and(|now| now["metadata"]["uid"] != service)
+    })
+    .await
+    .with_context(|| plant.logs())?;
+    plant.ready(2).await?;
+    ensure!(uids()? == before, "{before:?} became {:?}", uids()?);
+    Ok(())
+}
+
+async fn a_drained_nodes_shards_move_to_the_other_node_and_every_message_is_stored_once(
+    bed: &mut Bed,
+) -> Result<()> {
+    let plant = Plant::new(bed).await?;
+    plant.start(8).await?;
+    let on = |node: &str| -> Result<BTreeSet<String>> {
+        let here = |pods: &Vec<Value>| pods.iter().any(|pod| pod["spec"]["nodeName"] == node);
+        Ok(pods(&plant)?.into_iter().filter(|(_, pods)| here(pods)).map(|(shard, _)| shard).collect())
+    };
+    let node = "node-1";
+    let there = on(node)?;
+    ensure!((3..=5).contains(&there.len()), "{there:?} are on {node}");
+    let load = load(bed);
+    let start = Instant::now();
+    let mut drain = bed.cluster()?.kubectl_command()?;
+    drain.args(["drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=150s"]);
+    let drained = tokio::task::spawn_blocking(move || drain.output()).await?;
+    let after = async {
+        let drained = drained?;
+        ensure!(drained.status.success(), "kubectl drain: {}", String::from_utf8_lossy(&drained.stderr));
+        plant.ready(8).await.with_context(|| plant.logs())?;
+        ensure!(on(node)?.is_empty(), "{:?} are still on {node}", on(node)?);
+        gaps(&plant)
+    };
+    let after = after.await;
+    plant.kubectl(&["uncordon", node])?;
+    let (gaps, took) = (after?, start.elapsed());
+    let messages = settle(bed, &plant, load).await?;
+    tell(&format!("drain of a node with {} of 8 shards", there.len()), took, messages, &gaps);
+    Ok(())
+}
