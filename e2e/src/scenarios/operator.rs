@@ -1,8 +1,9 @@
 //! The operator on a real cluster, installed from its chart: pipelines with real workers, a real broker
-//! and a real database.
+//! and a real database. Only `faults` runs it without nodes, and plays the workers.
 
 mod causes;
 mod children;
+mod faults;
 mod last;
 mod life;
 mod scale;
@@ -12,5 +13,6 @@ use crate::suite::Scenario;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    [scale::all(), life::all(), children::all(), causes::all(), sharding::all(), last::all()].concat()
+    [scale::all(), life::all(), children::all(), causes::all(), sharding::all(), last::all(), faults::all()]
+        .concat()
 }
