@@ -25,7 +25,8 @@ use crate::worker::{Metrics, Pages, cpu_seconds, memory_of};
 const SIZES: [u32; 3] = [1, 100, 1000];
 /// Pipelines that are created at a time.
 const AT_ONCE: usize = 16;
-const PATIENCE: Duration = Duration::from_secs(180);
+/// A machine that others use meanwhile takes minutes for 1,000.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Nothing is on its way any more when nothing was done for so long.
 const CALM: Duration = Duration::from_secs(2);
 const MINUTE: Duration = Duration::from_secs(60);
