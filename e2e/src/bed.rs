@@ -26,8 +26,8 @@ pub struct Stack {
     admin_url: String,
     /// A broker that is not ours, from MQTT_URL.
     pub external_broker: Option<String>,
-    /// With the operator; started when the first scenario asks for it.
-    cluster: Mutex<Option<Arc<Cluster>>>,
+    /// Started when the first scenario asks for it; whether it has nodes, and with them the operator.
+    cluster: Mutex<Option<(bool, Arc<Cluster>)>>,
 }
 
 /// What a scenario faults, and must therefore have for itself.
@@ -41,10 +41,19 @@ pub struct Needs {
     pub plain: bool,
     /// A Kubernetes cluster with the operator.
     pub cluster: bool,
+    /// A Kubernetes cluster without nodes or an operator: alone, and after those with nodes.
+    pub control_plane: bool,
     /// No other scenario beside it, and all others before.
     pub alone: bool,
     /// Helm alone.
     pub helm: bool,
+}
+
+impl Needs {
+    /// Whether no other scenario may run beside it.
+    pub fn is_alone(self) -> bool {
+        self.alone || self.control_plane
+    }
 }
 
 impl Stack {
@@ -77,15 +86,19 @@ impl Stack {
         })
     }
 
-    /// The cluster, started with the operator for the first that asks.
-    fn cluster(&self) -> Result<Arc<Cluster>> {
+    /// The cluster, started for the first that asks: with nodes and the operator, or without both.
+    fn cluster(&self, with_nodes: bool) -> Result<Arc<Cluster>> {
         let mut cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cluster) = &*cluster {
+        if let Some((_, cluster)) = cluster.as_ref().filter(|(has_nodes, _)| *has_nodes == with_nodes) {
             return Ok(Arc::clone(cluster));
         }
-        let started = Arc::new(Cluster::start(2)?);
-        plant::install(&started).with_context(|| started.logs())?;
-        *cluster = Some(Arc::clone(&started));
+        // There is one at a time.
+        drop(cluster.take());
+        let started = Arc::new(if with_nodes { Cluster::start(2)? } else { Cluster::start_without_nodes()? });
+        if with_nodes {
+            plant::install(&started).with_context(|| started.logs())?;
+        }
+        *cluster = Some((with_nodes, Arc::clone(&started)));
         Ok(started)
     }
 
@@ -110,8 +123,10 @@ impl Stack {
             "it runs helm, which is built with Go: install Go (https://go.dev/dl)"
         } else if needs.cluster && (self.external_broker.is_some() || self.has_external_database()) {
             "pods reach parts of our own only, and MQTT_URL or DATABASE_URL names others"
+        } else if needs.control_plane && cluster::is_foreign() {
+            "it needs a control plane without nodes, and KUBECONFIG names a cluster that is not ours"
         } else {
-            let missing = if needs.cluster { cluster::missing() } else { Vec::new() };
+            let missing = if needs.cluster || needs.control_plane { cluster::missing() } else { Vec::new() };
             return (!missing.is_empty())
                 .then(|| format!("it needs a cluster, and this machine lacks: {}", missing.join("; ")));
         };
@@ -156,7 +171,8 @@ impl Stack {
             (None, Some(address)) => address.clone(),
             (None, None) => anyhow::bail!("no broker"),
         };
-        let cluster = if needs.cluster { Some(self.cluster()?) } else { None };
+        let cluster =
+            if needs.cluster || needs.control_plane { Some(self.cluster(needs.cluster)?) } else { None };
         let bed = Bed { number, folder, broker, server, database, address, cluster, started: Vec::new() };
         write_secrets(&bed.secrets(), &bed.database)?;
         Ok(bed)

@@ -4,6 +4,7 @@
 mod bounds;
 mod distance;
 mod measure;
+mod operator;
 mod report;
 mod scale;
 mod window;
@@ -42,6 +43,9 @@ const ONE_WAY: Duration = Duration::from_millis(1);
 /// whoever works on it.
 pub async fn run(part: Option<&str>) -> Result<bool> {
     crate::suite::build()?;
+    if part == Some("operator") {
+        return operator::run().await.map(|()| true);
+    }
     let stack = Stack::start().await?;
     ensure!(
         stack.server_id().is_some() && stack.external_broker.is_none(),
@@ -180,7 +184,7 @@ impl Bench {
             "memory" => self.memory().await.map(drop),
             "window" => self.windows().await.map(drop),
             other => anyhow::bail!(
-                "no part '{other}': points10, points1, copy, bare, latency, window, series, storm, memory"
+                "no part '{other}': points10, points1, copy, bare, latency, window, series, storm, memory, operator"
             ),
         }
     }

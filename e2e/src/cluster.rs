@@ -28,6 +28,7 @@ use crate::wait::until_blocking;
 use control_plane::ControlPlane;
 use namespace::Namespace;
 use node::{Node, Parts};
+pub use pki::OPERATOR;
 use pki::Pki;
 
 /// Held by every process of a cluster: its bridge and its addresses are the machine's.
@@ -75,12 +76,26 @@ pub fn helm() -> Result<Command> {
     Ok(helm)
 }
 
+/// Whether KUBECONFIG names a cluster that is not ours.
+pub fn is_foreign() -> bool {
+    foreign_kubeconfig().is_some()
+}
+
 /// Whether helm is there or can be built.
 pub fn has_helm() -> bool {
     programs::has_helm()
 }
 
 impl Cluster {
+    /// Starts a control plane that ends with this process. Pods are made and never run: [`StandIn`] plays
+    /// their part.
+    ///
+    /// [`StandIn`]: crate::standin::StandIn
+    pub fn start_without_nodes() -> Result<Self> {
+        ensure!(foreign_kubeconfig().is_none(), "it needs a control plane of its own; unset KUBECONFIG");
+        Self::start(0)
+    }
+
     /// Starts one that ends with this process. Uses the one that KUBECONFIG names instead, if it does.
     pub fn start(nodes: u8) -> Result<Self> {
         match foreign_kubeconfig() {
@@ -101,7 +116,7 @@ impl Cluster {
     }
 
     fn launch(nodes: u8, bound: bool) -> Result<Self> {
-        ensure!((1..=9).contains(&nodes), "1 to 9 nodes, not {nodes}");
+        ensure!(nodes <= 9, "at most 9 nodes, not {nodes}");
         let root = machine::prepare()?;
         let lock = clean()?;
         remove_folder(&folder())?;
@@ -158,6 +173,12 @@ impl Cluster {
         &self.kubeconfig
     }
 
+    /// How to reach it as a named user who may do all, whom the audit log tells from others.
+    pub fn kubeconfig_of_operator(&self) -> Result<PathBuf> {
+        ensure!(self.is_own(), "a cluster that is not ours has no user for this");
+        Ok(folder().join(format!("pki/{OPERATOR}.kubeconfig")))
+    }
+
     /// The address of this machine for pods. What tests start for pods listens there.
     pub fn host_address(&self) -> Result<IpAddr> {
         if self.is_own() {
@@ -173,9 +194,9 @@ impl Cluster {
         Ok(socket.local_addr()?.ip())
     }
 
-    /// Whether its nodes are ours.
+    /// Whether its parts are ours.
     fn is_own(&self) -> bool {
-        !self.nodes.is_empty()
+        self.own.is_some() || !self.nodes.is_empty()
     }
 
     /// Runs kubectl, and returns what it prints.

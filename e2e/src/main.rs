@@ -9,6 +9,7 @@ mod cluster;
 mod collector;
 mod compare;
 mod demo;
+mod faults;
 mod fleet;
 mod listener;
 mod local;
@@ -21,6 +22,7 @@ mod sampler;
 mod scenarios;
 mod source;
 mod stack;
+mod standin;
 mod suite;
 mod validate;
 mod wait;
@@ -79,9 +81,10 @@ enum Command {
     },
     /// One page with plots of the runs that the tests kept: rate, delay and shards while all changes.
     Report,
-    /// Measure the worker against what broker and database can do at most.
+    /// Measure the worker against what broker and database can do at most; or the operator.
     Bench {
-        /// One part alone: points10, points1, copy, bare, latency or window.
+        /// One part alone: points10, points1, copy, bare, latency or window; or `operator`, with up to 1,000
+        /// pipelines on a real API server.
         part: Option<String>,
     },
 }

@@ -174,15 +174,7 @@ impl Plant {
     /// Waits until so many shards are ready and nothing is on its way.
     pub async fn ready(&self, replicas: u32) -> Result<()> {
         let wanted = format!("{replicas}/{replicas}");
-        self.until(&format!("{wanted} shards are ready and settled"), |ipl| {
-            ipl["status"]["ready"] == wanted.as_str()
-                && ipl["status"]["observedGeneration"] == ipl["metadata"]["generation"]
-                && condition(ipl, "Ready").0 == "True"
-                && condition(ipl, "Reconciling").0 == "False"
-                && condition(ipl, "PlanApplied").0 == "True"
-                && ipl["status"]["shards"].as_array().is_some_and(|shards| shards.len() == replicas as usize)
-        })
-        .await
+        self.until(&format!("{wanted} shards are ready and settled"), |ipl| is_settled(ipl, replicas)).await
     }
 
     /// The pipeline as it is.
@@ -300,6 +292,17 @@ impl Drop for Plant {
         }
         let _ = self.cluster.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"]);
     }
+}
+
+/// Whether so many shards of a pipeline are ready, and nothing is on its way.
+pub fn is_settled(pipeline: &Value, replicas: u32) -> bool {
+    let status = &pipeline["status"];
+    status["ready"] == format!("{replicas}/{replicas}").as_str()
+        && status["observedGeneration"] == pipeline["metadata"]["generation"]
+        && condition(pipeline, "Ready").0 == "True"
+        && condition(pipeline, "Reconciling").0 == "False"
+        && condition(pipeline, "PlanApplied").0 == "True"
+        && status["shards"].as_array().is_some_and(|shards| shards.len() == replicas as usize)
 }
 
 /// Status and reason of a pipeline's condition.

@@ -61,8 +61,10 @@ pub fn run(filter: Option<&str>) -> Result<bool> {
     let threads = if stack.external_broker.is_some() { 1 } else { PARALLEL };
     let started = Instant::now();
     let mut skipped = 0;
-    let (alone, together): (Vec<_>, Vec<_>) =
-        scenarios::all().into_iter().partition(|scenario| scenario.needs.alone);
+    let (together, mut alone): (Vec<_>, Vec<_>) =
+        scenarios::all().into_iter().partition(|scenario| !scenario.needs.is_alone());
+    // There is one cluster at a time.
+    alone.sort_by_key(|scenario| scenario.needs.control_plane);
     for (scenarios, threads) in [(together, threads), (alone, 1)] {
         let trials = scenarios.into_iter().map(|scenario| trial(&stack, scenario, ci)).collect();
         let filter = filter.map(str::to_owned);

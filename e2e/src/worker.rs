@@ -43,7 +43,7 @@ pub struct Pages {
     port: u16,
 }
 
-/// Metrics by name, or by name and label value: `ingest_errors_total/conflict`.
+/// Metrics by name, or by name and label values: `ingest_errors_total/conflict`.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics(pub BTreeMap<String, f64>);
 
@@ -59,7 +59,10 @@ impl Metrics {
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let Some((name, value)) = line.rsplit_once(' ') else { continue };
             let key = match name.split_once('{') {
-                Some((name, labels)) => format!("{name}/{}", labels.split('"').nth(1).unwrap_or_default()),
+                Some((name, labels)) => {
+                    let values: Vec<&str> = labels.split('"').skip(1).step_by(2).collect();
+                    format!("{name}/{}", values.join("/"))
+                }
                 None => name.to_owned(),
             };
             metrics.insert(key.replace("+Inf", "inf"), value.parse()?);
@@ -73,7 +76,7 @@ impl Metrics {
         self.0.iter().filter(|(key, _)| key.starts_with(&prefix)).map(|(_, value)| value).sum()
     }
 
-    /// A quantile of a histogram, interpolated within its bucket.
+    /// A quantile of a histogram, interpolated within its bucket. Labels but for the bound are in the name.
     pub fn quantile(&self, name: &str, q: f64) -> f64 {
         let buckets = self.cumulative(name);
         let wanted = q * buckets.last().map_or(0.0, |(_, count)| *count);
@@ -104,7 +107,10 @@ impl Metrics {
 
     /// Bounds of a histogram, and how much was observed up to each.
     fn cumulative(&self, name: &str) -> Vec<(f64, f64)> {
-        let prefix = format!("{name}_bucket/");
+        let prefix = match name.split_once('/') {
+            Some((name, labels)) => format!("{name}_bucket/{labels}/"),
+            None => format!("{name}_bucket/"),
+        };
         let bound = |key: &str| key.strip_prefix(&prefix)?.parse::<f64>().ok();
         let mut buckets: Vec<(f64, f64)> =
             self.0.iter().filter_map(|(key, count)| Some((bound(key)?, *count))).collect();
@@ -124,6 +130,11 @@ pub fn binary() -> PathBuf {
 }
 
 impl Pages {
+    /// Of a process that listens at this port of the loopback.
+    pub fn at(port: u16) -> Self {
+        Self { port }
+    }
+
     async fn get(&self, path: &str) -> Result<(u16, String)> {
         let exchange = async {
             let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
@@ -276,10 +287,6 @@ impl Worker {
         .await
     }
 
-    fn proc(&self, file: &str) -> Result<String> {
-        Ok(std::fs::read_to_string(format!("/proc/{}/{file}", self.process.id()))?)
-    }
-
     /// Largest resident memory so far, in bytes.
     pub fn peak_memory(&self) -> Result<u64> {
         self.memory_of("VmHWM:")
@@ -291,12 +298,16 @@ impl Worker {
     }
 
     fn memory_of(&self, field: &str) -> Result<u64> {
-        let status = self.proc("status")?;
-        let line =
-            status.lines().find(|line| line.starts_with(field)).context("a line of /proc/PID/status")?;
-        let kib: u64 = line.split_whitespace().nth(1).context("a number")?.parse()?;
-        Ok(kib * 1024)
+        memory_of(self.process.id(), field)
     }
+}
+
+/// Bytes of memory of a process, by the field of its `status` in /proc.
+pub fn memory_of(pid: u32, field: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with(field)).context("a line of /proc/PID/status")?;
+    let kib: u64 = line.split_whitespace().nth(1).context("a number")?.parse()?;
+    Ok(kib * 1024)
 }
 
 /// Seconds of processor time of a process and those of its children that ended.

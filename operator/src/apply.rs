@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::caches::Children;
+use crate::caches::{Caches, Children};
 use crate::children::Wanted;
 use crate::error::Error;
 use crate::kinds::Kind;
@@ -17,19 +18,25 @@ use crate::names;
 /// Owner of the fields that the operator applies.
 pub const MANAGER: &str = "penstock";
 
+/// With more than these, those of objects that are gone are forgotten: each that is there is looked at every
+/// minute.
+const MOST_SAME: usize = 4096;
+const LONG_AGO: Duration = Duration::from_mins(10);
+
 /// Writes to the API server.
 pub struct Applier {
     client: Client,
+    caches: Caches,
     metrics: Metrics,
     /// Objects that are as wanted although they read otherwise, as quantities do: by UID the digest that
-    /// was applied and the generation that came of it.
-    same: Mutex<HashMap<String, (String, Option<i64>)>>,
+    /// was applied, the generation that came of it, and when that was looked at.
+    same: Mutex<HashMap<String, (String, Option<i64>, Instant)>>,
 }
 
 impl Applier {
     /// Nothing is written yet.
-    pub fn new(client: Client, metrics: Metrics) -> Self {
-        Self { client, metrics, same: Mutex::default() }
+    pub fn new(client: Client, caches: Caches, metrics: Metrics) -> Self {
+        Self { client, caches, metrics, same: Mutex::default() }
     }
 
     fn api(&self, kind: Kind, namespace: &str) -> Api<DynamicObject> {
@@ -63,30 +70,37 @@ impl Applier {
             self.metrics.wrote(wanted.kind.as_str(), "apply");
         }
         let mut same = self.same.lock().unwrap_or_else(PoisonError::into_inner);
-        same.insert(applied.uid().unwrap_or_default(), (digest, applied.metadata.generation));
+        if same.len() > MOST_SAME {
+            same.retain(|_, (_, _, at)| at.elapsed() < LONG_AGO);
+        }
+        same.insert(applied.uid().unwrap_or_default(), (digest, applied.metadata.generation, Instant::now()));
+        drop(same);
+        self.caches.wrote(wanted.kind, applied);
         Ok(())
     }
 
     fn is_same(&self, live: &DynamicObject, digest: &str) -> bool {
-        let same = self.same.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut same = self.same.lock().unwrap_or_else(PoisonError::into_inner);
         live.metadata.generation.is_some()
-            && same
-                .get(&live.uid().unwrap_or_default())
-                .is_some_and(|(of, generation)| of == digest && *generation == live.metadata.generation)
+            && same.get_mut(&live.uid().unwrap_or_default()).is_some_and(|(of, generation, at)| {
+                *at = Instant::now();
+                of == digest && *generation == live.metadata.generation
+            })
     }
 
     /// Whether the object is not older than what was applied to it last.
     pub fn has_seen(&self, live: &DynamicObject) -> bool {
         let same = self.same.lock().unwrap_or_else(PoisonError::into_inner);
         same.get(&live.uid().unwrap_or_default())
-            .is_none_or(|(_, generation)| live.metadata.generation >= *generation)
+            .is_none_or(|(_, generation, _)| live.metadata.generation >= *generation)
     }
 
     async fn create(&self, namespace: &str, wanted: &Wanted) -> Result<(), Error> {
         let api = self.api(wanted.kind, namespace);
         let object = typed(wanted.object.clone())?;
         match api.create(&written(), &object).await {
-            Ok(_) => {
+            Ok(created) => {
+                self.caches.wrote(wanted.kind, created);
                 tracing::info!(kind = wanted.kind.as_str(), name = wanted.name, "created");
                 self.metrics.wrote(wanted.kind.as_str(), "create");
                 Ok(())
@@ -124,7 +138,8 @@ impl Applier {
         object["metadata"]["resourceVersion"] = json!(live.resource_version());
         let object = typed(object)?;
         match self.api(wanted.kind, namespace).replace(&wanted.name, &written(), &object).await {
-            Ok(_) => {
+            Ok(replaced) => {
+                self.caches.wrote(wanted.kind, replaced);
                 tracing::info!(kind = wanted.kind.as_str(), name = wanted.name, "replaced");
                 self.metrics.wrote(wanted.kind.as_str(), "update");
                 Ok(())

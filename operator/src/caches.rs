@@ -1,14 +1,17 @@
 //! What the API server has, as far as the operator made it: one watch for each kind, read without a call.
+//!
+//! Objects are found by their owner, and kept as text: a tenth of the memory of a tree, and read anew only
+//! by a reconcile of their owner.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use futures_util::StreamExt;
 use kube::api::{Api, DynamicObject};
-use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Client, ResourceExt};
 use penstock_crds::{IngestPipeline, TelemetryStore};
 use tokio::sync::mpsc;
@@ -41,13 +44,11 @@ impl Triggers {
         let _ = self.stores.send(ObjectRef::new(name).within(namespace));
     }
 
-    fn of(&self, object: &DynamicObject) {
-        let namespace = object.namespace().unwrap_or_default();
-        if let Some(pipeline) = object.labels().get(names::PIPELINE) {
-            self.pipeline(&namespace, pipeline);
-        }
-        if let Some(store) = object.labels().get(names::STORE) {
-            self.store(&namespace, store);
+    fn of(&self, owner: &Owner) {
+        if owner.label == names::PIPELINE {
+            self.pipeline(&owner.namespace, &owner.value);
+        } else {
+            self.store(&owner.namespace, &owner.value);
         }
     }
 }
@@ -55,9 +56,153 @@ impl Triggers {
 /// What belongs to one pipeline or store.
 pub type Children = BTreeMap<(Kind, String), Arc<DynamicObject>>;
 
+/// Who an object belongs to, by its label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Owner {
+    label: &'static str,
+    namespace: String,
+    value: String,
+}
+
+impl Owner {
+    fn of(object: &DynamicObject) -> Option<Self> {
+        [names::PIPELINE, names::STORE].into_iter().find_map(|label| {
+            let value = object.labels().get(label)?.clone();
+            Some(Self { label, namespace: object.namespace().unwrap_or_default(), value })
+        })
+    }
+}
+
+/// An object as text.
+#[derive(Debug)]
+struct Stored {
+    /// Apart, since it changes with what the operator does not keep, too.
+    version: Option<String>,
+    text: Box<str>,
+}
+
+/// A worker's pod that can be asked.
+#[derive(Debug, Clone)]
+pub struct WorkerPod {
+    /// UID of the pod.
+    pub uid: String,
+    /// Its address.
+    pub address: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// The label that names its pipeline.
+    pub pipeline: String,
+}
+
+impl WorkerPod {
+    fn of(pod: &DynamicObject) -> Option<Self> {
+        let label = |name: &str| pod.labels().get(name);
+        label(names::COMPONENT).filter(|component| *component == "worker")?;
+        Some(Self {
+            uid: pod.uid()?,
+            address: pod.data["status"]["podIP"].as_str()?.to_owned(),
+            namespace: pod.namespace()?,
+            pipeline: label(names::PIPELINE)?.clone(),
+        })
+    }
+}
+
+/// Versions count up.
+fn number(version: Option<&str>) -> Option<u64> {
+    version?.parse().ok()
+}
+
+/// More versions of objects that are gone are forgotten.
+const MOST_GONE: usize = 4096;
+
+/// Namespace and name.
+type Place = (String, String);
+
+#[derive(Debug, Default)]
+struct Tables {
+    objects: HashMap<Owner, BTreeMap<(Kind, String), Stored>>,
+    owners: HashMap<(Kind, Place), Owner>,
+    workers: HashMap<Place, Arc<WorkerPod>>,
+    /// Versions of objects that are gone: an answer to a write may come after their end.
+    gone: HashMap<(Kind, Place), u64>,
+}
+
+impl Tables {
+    /// Whether something newer is known. What the operator wrote is known before its watch tells it.
+    fn is_old(&self, kind: Kind, object: &DynamicObject) -> bool {
+        let key = (kind, (object.namespace().unwrap_or_default(), object.name_any()));
+        let stored = self.owners.get(&key).and_then(|owner| self.objects.get(owner));
+        let stored = stored.and_then(|objects| objects.get(&(kind, object.name_any())));
+        let known = stored.and_then(|stored| number(stored.version.as_deref()));
+        let known = known.or_else(|| self.gone.get(&key).copied());
+        number(object.metadata.resource_version.as_deref()).zip(known).is_some_and(|(is, known)| is < known)
+    }
+
+    /// Keeps an object. Those whom it belongs to, and belonged to, where that changed something.
+    fn put(&mut self, kind: Kind, mut object: DynamicObject) -> Vec<Owner> {
+        let place = (object.namespace().unwrap_or_default(), object.name_any());
+        let Some(owner) = Owner::of(&object) else { return self.remove(kind, &place).into_iter().collect() };
+        object.metadata.managed_fields = None;
+        let version = object.metadata.resource_version.take();
+        let Ok(text) = serde_json::to_string(&object) else { return Vec::new() };
+        if kind == Kind::Pod {
+            match WorkerPod::of(&object) {
+                Some(pod) => _ = self.workers.insert(place.clone(), Arc::new(pod)),
+                None => _ = self.workers.remove(&place),
+            }
+        }
+        let mut touched = Vec::new();
+        if self.owners.get(&(kind, place.clone())).is_some_and(|before| *before != owner) {
+            touched.extend(self.take_out(kind, &place));
+        }
+        let stored = Stored { version, text: text.into() };
+        let before = self.objects.entry(owner.clone()).or_default().insert((kind, place.1.clone()), stored);
+        let stored = self.objects.get(&owner).and_then(|all| all.get(&(kind, place.1.clone())));
+        if before.as_ref().map(|before| &before.text) != stored.map(|stored| &stored.text) {
+            touched.push(owner.clone());
+        }
+        if before.is_none() {
+            self.owners.insert((kind, place), owner);
+        }
+        touched
+    }
+
+    /// Forgets an object. Whom it belonged to.
+    fn remove(&mut self, kind: Kind, place: &Place) -> Option<Owner> {
+        if kind == Kind::Pod {
+            self.workers.remove(place);
+        }
+        self.take_out(kind, place)
+    }
+
+    fn take_out(&mut self, kind: Kind, place: &Place) -> Option<Owner> {
+        let owner = self.owners.remove(&(kind, place.clone()))?;
+        if let Some(objects) = self.objects.get_mut(&owner) {
+            objects.remove(&(kind, place.1.clone()));
+            if objects.is_empty() {
+                self.objects.remove(&owner);
+            }
+        }
+        Some(owner)
+    }
+
+    /// Forgets all of a kind that are not there any more.
+    fn retain(&mut self, kind: Kind, there: &HashSet<Place>) -> Vec<Owner> {
+        let of_kind = self.owners.keys().filter(|(of, _)| *of == kind);
+        let gone: Vec<Place> =
+            of_kind.filter(|(_, place)| !there.contains(place)).map(|(_, place)| place.clone()).collect();
+        gone.iter().filter_map(|place| self.remove(kind, place)).collect()
+    }
+}
+
 /// The caches of all kinds.
 #[derive(Debug, Clone)]
-pub struct Caches(BTreeMap<Kind, Store<DynamicObject>>);
+pub struct Caches {
+    tables: Arc<RwLock<Tables>>,
+    triggers: Triggers,
+    /// Kinds that are filled.
+    filled: tokio::sync::watch::Receiver<usize>,
+}
 
 impl Caches {
     /// The caches, and the watches that fill them for ever.
@@ -66,63 +211,165 @@ impl Caches {
         namespace: Option<&str>,
         triggers: &Triggers,
     ) -> (Self, Vec<impl Future<Output = ()> + Send + 'static>) {
-        let (mut stores, mut watches) = (BTreeMap::new(), Vec::new());
-        for kind in Kind::ALL {
+        let tables = Arc::new(RwLock::new(Tables::default()));
+        let (filling, filled) = tokio::sync::watch::channel(0);
+        let fill = |kind: Kind| {
             let resource = kind.resource();
             let api: Api<DynamicObject> = match namespace {
                 Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
                 None => Api::all_with(client.clone(), &resource),
             };
-            let writer = Writer::new(resource);
-            stores.insert(kind, writer.as_reader());
             let ours =
                 watcher::Config::default().labels(&format!("{}={}", names::MANAGED_BY, names::PENSTOCK));
-            let triggers = triggers.clone();
-            watches.push(async move {
-                let touched = watcher(api, ours)
-                    .default_backoff()
-                    .modify(|object| object.managed_fields_mut().clear())
-                    .reflect(writer)
-                    .touched_objects();
-                touched
-                    .for_each(|event| {
-                        match event {
-                            Ok(object) => triggers.of(&object),
-                            Err(error) => {
-                                tracing::warn!(kind = kind.as_str(), %error, "a watch ended; again");
+            let (tables, triggers, filling) = (Arc::clone(&tables), triggers.clone(), filling.clone());
+            async move {
+                let mut listed = HashSet::new();
+                let mut is_filled = false;
+                let mut events = std::pin::pin!(watch(api, ours).default_backoff());
+                while let Some(event) = events.next().await {
+                    let touched = match event {
+                        Ok(event) => {
+                            if matches!(event, Event::InitDone) && !is_filled {
+                                is_filled = true;
+                                filling.send_modify(|filled| *filled += 1);
                             }
+                            take_in(&tables, kind, event, &mut listed)
                         }
-                        std::future::ready(())
-                    })
-                    .await;
-            });
-        }
-        (Self(stores), watches)
+                        Err(error) => {
+                            tracing::warn!(kind = kind.as_str(), %error, "a watch ended; again");
+                            continue;
+                        }
+                    };
+                    touched.iter().for_each(|owner| triggers.of(owner));
+                }
+            }
+        };
+        let watches = Kind::ALL.into_iter().map(fill).collect();
+        (Self { tables, triggers: triggers.clone(), filled }, watches)
     }
 
     /// Waits until all are filled.
     pub async fn ready(&self) {
-        for store in self.0.values() {
-            let _ = store.wait_until_ready().await;
-        }
+        let _ = self.filled.clone().wait_for(|filled| *filled == Kind::ALL.len()).await;
     }
 
-    /// All objects of a kind.
-    pub fn all(&self, kind: Kind) -> Vec<Arc<DynamicObject>> {
-        self.0.get(&kind).map(Store::state).unwrap_or_default()
+    /// Keeps what the API server answered to a write: the next reconcile must not miss it.
+    pub fn wrote(&self, kind: Kind, object: DynamicObject) {
+        let touched = take_in(&self.tables, kind, Event::Apply(object), &mut HashSet::new());
+        touched.iter().for_each(|owner| self.triggers.of(owner));
+    }
+
+    /// All workers that can be asked.
+    pub fn workers(&self) -> Vec<Arc<WorkerPod>> {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        tables.workers.values().cloned().collect()
     }
 
     /// What belongs to one owner, by its label.
-    pub fn of(&self, label: &str, namespace: &str, owner: &str) -> Children {
-        let value = names::label(owner);
-        let belongs = |object: &DynamicObject| {
-            object.namespace().as_deref() == Some(namespace) && object.labels().get(label) == Some(&value)
+    pub fn of(&self, label: &'static str, namespace: &str, owner: &str) -> Children {
+        let owner = Owner { label, namespace: namespace.to_owned(), value: names::label(owner) };
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let read = |stored: &Stored| {
+            let mut object: DynamicObject = serde_json::from_str(&stored.text).ok()?;
+            object.metadata.resource_version.clone_from(&stored.version);
+            Some(Arc::new(object))
         };
-        Kind::ALL
-            .into_iter()
-            .flat_map(|kind| self.all(kind).into_iter().map(move |object| (kind, object)))
-            .filter(|(_, object)| belongs(object))
-            .map(|(kind, object)| ((kind, object.name_any()), object))
-            .collect()
+        let objects = tables.objects.get(&owner).into_iter().flatten();
+        objects.filter_map(|(key, stored)| Some((key.clone(), read(stored)?))).collect()
+    }
+}
+
+/// What an event of a watch changes. `listed` holds what a list that is under way had so far.
+fn take_in(
+    tables: &RwLock<Tables>,
+    kind: Kind,
+    event: Event<DynamicObject>,
+    listed: &mut HashSet<Place>,
+) -> Vec<Owner> {
+    let place = |object: &DynamicObject| (object.namespace().unwrap_or_default(), object.name_any());
+    let mut tables = tables.write().unwrap_or_else(PoisonError::into_inner);
+    match event {
+        Event::Init => {
+            listed.clear();
+            Vec::new()
+        }
+        Event::InitApply(object) => {
+            listed.insert(place(&object));
+            tables.put(kind, object)
+        }
+        Event::InitDone => tables.retain(kind, &std::mem::take(listed)),
+        Event::Apply(object) if tables.is_old(kind, &object) => Vec::new(),
+        Event::Apply(object) => tables.put(kind, object),
+        Event::Delete(object) => {
+            if tables.gone.len() > MOST_GONE {
+                tables.gone.clear();
+            }
+            let version = number(object.metadata.resource_version.as_deref()).unwrap_or_default();
+            tables.gone.insert((kind, place(&object)), version);
+            tables.remove(kind, &place(&object)).into_iter().collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(name: &str, pipeline: &str, version: &str, data: &str) -> DynamicObject {
+        let metadata = json!({
+            "name": name, "namespace": "a", "resourceVersion": version, "labels": {names::PIPELINE: pipeline},
+            "managedFields": [{"manager": "x"}],
+        });
+        let object =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"k": data}});
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn touched(
+        tables: &RwLock<Tables>,
+        event: Event<DynamicObject>,
+        listed: &mut HashSet<Place>,
+    ) -> Vec<String> {
+        take_in(tables, Kind::ConfigMap, event, listed).into_iter().map(|owner| owner.value).collect()
+    }
+
+    #[test]
+    fn objects_are_found_by_their_owner_and_only_what_changes_asks_for_a_reconcile() {
+        let (tables, mut listed) = (RwLock::new(Tables::default()), HashSet::new());
+        let mut see = |event| touched(&tables, event, &mut listed);
+        assert_eq!(see(Event::Apply(object("one", "p", "1", "x"))), ["p"]);
+        assert_eq!(see(Event::Apply(object("one", "p", "2", "x"))), [""; 0], "nothing but its version");
+        assert_eq!(see(Event::Apply(object("one", "p", "3", "y"))), ["p"]);
+        assert_eq!(see(Event::Apply(object("two", "p", "4", "y"))), ["p"]);
+        assert_eq!(see(Event::Apply(object("two", "q", "5", "y"))), ["p", "q"], "it has another owner");
+        assert_eq!(see(Event::Init), [""; 0]);
+        assert_eq!(see(Event::InitApply(object("two", "q", "5", "y"))), [""; 0]);
+        assert_eq!(see(Event::InitDone), ["p"], "one went while nobody watched");
+        assert_eq!(see(Event::Delete(object("two", "q", "6", "y"))), ["q"]);
+        assert_eq!(see(Event::Apply(object("two", "q", "5", "y"))), [""; 0], "an answer that came too late");
+        assert_eq!(see(Event::Apply(object("two", "q", "7", "y"))), ["q"], "it is made anew");
+        assert_eq!(see(Event::Apply(object("two", "q", "6", "z"))), [""; 0], "a newer one is known");
+        assert_eq!(see(Event::Delete(object("two", "q", "8", "y"))), ["q"]);
+        let tables = tables.into_inner().unwrap();
+        assert!(tables.objects.is_empty() && tables.owners.is_empty());
+    }
+
+    #[test]
+    fn an_object_is_read_as_it_was_but_for_who_wrote_its_fields() {
+        let tables = Arc::new(RwLock::new(Tables::default()));
+        let (_, filled) = tokio::sync::watch::channel(0);
+        let (pipelines, stores) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
+        let triggers = Triggers { pipelines, stores, metrics: Metrics::new().unwrap() };
+        let caches = Caches { tables: Arc::clone(&tables), triggers, filled };
+        let mut one = object("one", "p", "7", "x");
+        take_in(&tables, Kind::ConfigMap, Event::Apply(one.clone()), &mut HashSet::new());
+        one.metadata.managed_fields = None;
+        let children = caches.of(names::PIPELINE, "a", "p");
+        assert_eq!(json!(*children[&(Kind::ConfigMap, "one".to_owned())]), json!(one));
+        assert!(
+            caches.of(names::PIPELINE, "b", "p").is_empty() && caches.of(names::STORE, "a", "p").is_empty()
+        );
     }
 }

@@ -50,9 +50,21 @@ pub struct Context {
     pub last: Times,
     /// Pipelines that roll their shards now.
     pub turns: Turns,
+    /// What pipelines were told of their stores.
+    pub told: Told,
 }
 
 impl Context {
+    /// Waits until all pipelines and stores are known: they speak of each other.
+    pub async fn known(&self) {
+        if let Some(pipelines) = self.pipelines.get() {
+            let _ = pipelines.wait_until_ready().await;
+        }
+        if let Some(stores) = self.stores.get() {
+            let _ = stores.wait_until_ready().await;
+        }
+    }
+
     /// All pipelines.
     pub fn all_pipelines(&self) -> Vec<Arc<IngestPipeline>> {
         self.pipelines.get().map(Store::state).unwrap_or_default()
@@ -132,17 +144,21 @@ pub fn now() -> Time {
     Time(k8s_openapi::jiff::Timestamp::now())
 }
 
-/// Failures one after the other.
+/// Failures one after the other, and the last one's time.
 #[derive(Debug, Default)]
-pub struct Strikes(Mutex<HashMap<String, u32>>);
+pub struct Strikes(Mutex<HashMap<String, (u32, Instant)>>);
 
 impl Strikes {
     /// How long to wait after one more failure: 0.5 s to a minute, doubled each time, and scattered.
     pub fn another(&self, uid: String) -> Duration {
         let mut strikes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = strikes.entry(uid).or_default();
-        *count = (*count + 1).min(8);
-        let most = Duration::from_millis(250) * 2_u32.pow(*count);
+        let count = strikes.get(&uid).map_or(1, |(count, _)| (count + 1).min(8));
+        // Of objects that are gone.
+        if strikes.len() > MOST_TIMES {
+            strikes.retain(|_, (_, at)| at.elapsed() < LONG_AGO);
+        }
+        strikes.insert(uid, (count, Instant::now()));
+        let most = Duration::from_millis(250) * 2_u32.pow(count);
         most.min(Duration::from_mins(1)).mul_f64(0.75 + scatter() / 4.0)
     }
 
@@ -179,6 +195,26 @@ impl Times {
     /// What begins so is forgotten.
     pub fn forget(&self, start: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|what, _| !what.starts_with(start));
+    }
+}
+
+/// What was told last, by the UID of what it was told of.
+#[derive(Debug, Default)]
+pub struct Told(Mutex<HashMap<String, String>>);
+
+impl Told {
+    /// Whether this was not told last; if so, it is told now.
+    pub fn is_new(&self, of: String, what: String) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.get(&of) == Some(&what) {
+            return false;
+        }
+        // Of objects that are gone. What is told twice does no harm.
+        if told.len() > MOST_TIMES {
+            told.clear();
+        }
+        told.insert(of, what);
+        true
     }
 }
 

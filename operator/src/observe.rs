@@ -84,8 +84,15 @@ impl ShardObjects {
             serves: report.map(|report| serves(report, shard, plan, spec, group)).unwrap_or_default(),
             generation: generation.max(self.told.as_ref().map_or(0, |(generation, _)| *generation)),
             retiring: self.job.is_some() || !self.retire_pods.is_empty(),
-            retired: self.job.as_ref().is_some_and(|job| has_condition(job, "Complete")),
+            retired: self.job.as_ref().is_some_and(|job| has_condition(job, "Complete"))
+                && !self.has_worker(),
         }
+    }
+
+    /// A worker may run or start: what a retire Job beside it came to says nothing of its session.
+    pub fn has_worker(&self) -> bool {
+        let stops = |pod: &DynamicObject| pod.metadata.deletion_timestamp.is_some();
+        self.deployment.is_some() || !self.pods.iter().all(|(pod, _)| stops(pod))
     }
 
     /// Its Deployment is rolled out, and its one worker follows the files with this digest.
@@ -180,7 +187,9 @@ fn serves(
     spec: &IngestPipelineSpec,
     group: &str,
 ) -> BTreeSet<String> {
-    if !report.lease.held {
+    // What was true under an older plan, a key that came and went since, says nothing of this one.
+    let follows = report.plan.as_ref().is_some_and(|followed| followed.generation >= plan.generation);
+    if !report.lease.held || !follows {
         return BTreeSet::new();
     }
     let granted = |key: &String| {

@@ -110,8 +110,14 @@ impl Plan {
                 Some(successor) if of(&successor).serves.contains(key) => {
                     *place = Place { owner: successor, successor: None };
                 }
-                // It will not come; the owner never stopped.
-                Some(successor) if !usable.contains(&successor) => place.successor = None,
+                // It is not wanted any more. It goes when the owner is seen to have the key: one that has
+                // not begun yet never had it.
+                Some(successor)
+                    if !usable.contains(&successor)
+                        && (of(&place.owner).serves.contains(key) || of(&successor).retiring) =>
+                {
+                    place.successor = None;
+                }
                 _ => {}
             }
         }

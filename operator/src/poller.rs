@@ -4,18 +4,16 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use kube::ResourceExt;
-use kube::api::DynamicObject;
 use penstock_crds::report::WorkerStatus;
 use tokio::sync::Semaphore;
 
-use crate::caches::{Caches, Triggers};
-use crate::kinds::Kind;
+use crate::caches::{Caches, Triggers, WorkerPod};
 use crate::metrics::Metrics;
 use crate::names;
 
@@ -29,6 +27,8 @@ const DEADLINE: Duration = Duration::from_secs(3);
 const AT_ONCE: usize = 32;
 const MOST_BYTES: usize = 4 << 20;
 const TICK: Duration = Duration::from_millis(250);
+/// At the start nobody is judged before it was asked once, for so long.
+const FIRST: Duration = Duration::from_secs(5);
 
 /// The workers' last answers, by the UIDs of their pods.
 #[derive(Debug, Clone, Default)]
@@ -37,8 +37,14 @@ pub struct Reports(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     answers: HashMap<String, (Instant, WorkerStatus)>,
-    /// Pipelines that change, as namespace and label.
-    busy: HashSet<(String, String)>,
+    /// Pipelines that change, by namespace, then by label.
+    busy: HashMap<String, HashSet<String>>,
+}
+
+impl State {
+    fn is_busy(&self, pod: &WorkerPod) -> bool {
+        self.busy.get(&pod.namespace).is_some_and(|pipelines| pipelines.contains(&pod.pipeline))
+    }
 }
 
 impl Reports {
@@ -54,64 +60,82 @@ impl Reports {
 
     /// Has the workers of a pipeline asked more often, or no longer.
     pub fn set_busy(&self, namespace: &str, pipeline: &str, busy: bool) {
-        let key = (namespace.to_owned(), names::label(pipeline));
         let mut state = self.state();
         if busy {
-            state.busy.insert(key);
-        } else {
-            state.busy.remove(&key);
+            state.busy.entry(namespace.to_owned()).or_default().insert(names::label(pipeline));
+        } else if let Some(pipelines) = state.busy.get_mut(namespace) {
+            pipelines.remove(&names::label(pipeline));
+            if pipelines.is_empty() {
+                state.busy.remove(namespace);
+            }
         }
     }
 }
 
+/// Asks each worker once. Those that are silent do not keep the rest waiting for long.
+pub async fn first(caches: &Caches, reports: &Reports, metrics: &Metrics) {
+    let client = client();
+    let all = stream::iter(caches.workers()).for_each_concurrent(AT_ONCE, |pod| {
+        let client = client.clone();
+        async move {
+            let answer = ask(&client, &pod).await;
+            metrics.polled(answer.is_some());
+            if let Some(answer) = answer {
+                reports.state().answers.insert(pod.uid.clone(), (Instant::now(), answer));
+            }
+        }
+    });
+    let _ = tokio::time::timeout(FIRST, all).await;
+}
+
 /// Asks all workers, for ever.
 pub async fn run(caches: Caches, reports: Reports, triggers: Triggers, metrics: Metrics) {
-    let client: Client<HttpConnector, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let client = client();
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut asked: HashMap<String, Instant> = HashMap::new();
     loop {
         tokio::time::sleep(TICK).await;
-        let pods: Vec<_> = caches.all(Kind::Pod).into_iter().filter(|pod| is_worker(pod)).collect();
-        let there: HashSet<String> = pods.iter().filter_map(|pod| pod.uid()).collect();
+        let pods = caches.workers();
+        let there: HashSet<&String> = pods.iter().map(|pod| &pod.uid).collect();
         asked.retain(|uid, _| there.contains(uid));
         reports.state().answers.retain(|uid, _| there.contains(uid));
-        for pod in pods {
-            let (Some(uid), Some(address)) = (pod.uid(), pod.data["status"]["podIP"].as_str()) else {
-                continue;
-            };
-            let namespace = pod.namespace().unwrap_or_default();
-            let pipeline = pod.labels().get(names::PIPELINE).cloned().unwrap_or_default();
-            let busy = reports.state().busy.contains(&(namespace.clone(), pipeline.clone()));
+        for pod in &pods {
+            let busy = reports.state().is_busy(pod);
             let pause = if busy { BUSY } else { REST };
-            if asked.get(&uid).is_some_and(|at| at.elapsed() < pause) {
+            if asked.get(&pod.uid).is_some_and(|at| at.elapsed() < pause) {
                 continue;
             }
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            asked.insert(uid.clone(), Instant::now());
-            let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
-            let (client, reports, triggers, metrics) =
-                (client.clone(), reports.clone(), triggers.clone(), metrics.clone());
+            asked.insert(pod.uid.clone(), Instant::now());
+            let (client, reports, triggers, metrics, pod) =
+                (client.clone(), reports.clone(), triggers.clone(), metrics.clone(), Arc::clone(pod));
             tokio::spawn(async move {
-                let answer = ask(&client, &host).await;
+                let answer = ask(&client, &pod).await;
                 drop(place);
                 metrics.polled(answer.is_some());
                 let Some(answer) = answer else { return };
                 let bucket = bucket(&answer);
-                let before = reports.state().answers.insert(uid, (Instant::now(), answer));
+                let before = reports.state().answers.insert(pod.uid.clone(), (Instant::now(), answer));
                 if before.is_none_or(|(_, before)| self::bucket(&before) != bucket) {
-                    triggers.pipeline(&namespace, &pipeline);
+                    triggers.pipeline(&pod.namespace, &pod.pipeline);
                 }
             });
         }
     }
 }
 
-fn is_worker(pod: &DynamicObject) -> bool {
-    pod.labels().get(names::COMPONENT).is_some_and(|component| component == "worker")
+type Asker = Client<HttpConnector, Empty<Bytes>>;
+
+/// Without connections that stay: they would be as many as there are workers, and cost more memory than
+/// all else.
+fn client() -> Asker {
+    Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http()
 }
 
-async fn ask(client: &Client<HttpConnector, Empty<Bytes>>, host: &str) -> Option<WorkerStatus> {
+async fn ask(client: &Asker, pod: &WorkerPod) -> Option<WorkerStatus> {
     let question = async {
+        let address = &pod.address;
+        let host = if address.contains(':') { format!("[{address}]") } else { address.clone() };
         let answer = client.get(format!("http://{host}:9100/status").parse().ok()?).await.ok()?;
         let body = Limited::new(answer.into_body(), MOST_BYTES).collect().await.ok()?.to_bytes();
         serde_json::from_slice(&body).ok()

@@ -103,14 +103,15 @@ pub fn pipeline(
         return Err(Unresolved::Invalid(wrong));
     }
     let manifest = Manifest { pipeline: pipeline.clone(), store: store.clone() };
-    if let Some(other) = others.iter().find(|other| claims_before(other.as_ref(), pipeline)) {
+    let prefix = manifest.client_id_prefix();
+    if let Some(other) = others.iter().find(|other| claims_before(other.as_ref(), pipeline, &prefix)) {
         return Err(Unresolved::ClientIds {
             other: format!(
                 "{}/{}",
                 other.as_ref().namespace().unwrap_or_default(),
                 other.as_ref().name_any()
             ),
-            prefix: manifest.client_id_prefix(),
+            prefix,
             url: pipeline.spec.source.mqtt.url.clone(),
         });
     }
@@ -129,14 +130,14 @@ pub fn pipeline(
 }
 
 /// Whether the other has the same client ids at the same broker, and had them first.
-fn claims_before(other: &IngestPipeline, pipeline: &IngestPipeline) -> bool {
-    let claim = |pipeline: &IngestPipeline| {
-        (pipeline.spec.source.mqtt.url.clone(), Manifest::client_id_prefix_of(pipeline))
-    };
+fn claims_before(other: &IngestPipeline, pipeline: &IngestPipeline, prefix: &str) -> bool {
     let age = |pipeline: &IngestPipeline| {
         (pipeline.creation_timestamp(), pipeline.namespace(), pipeline.name_any())
     };
-    other.uid() != pipeline.uid() && claim(other) == claim(pipeline) && age(other) < age(pipeline)
+    other.spec.source.mqtt.url == pipeline.spec.source.mqtt.url
+        && other.metadata.uid != pipeline.metadata.uid
+        && Manifest::client_id_prefix_of(other) == prefix
+        && age(other) < age(pipeline)
 }
 
 /// What a store's jobs read, and the file that they are given.

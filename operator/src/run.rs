@@ -9,8 +9,9 @@ use futures_util::{StreamExt, TryFuture};
 use kube::api::Api;
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::watcher;
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use penstock_crds::{IngestPipeline, TelemetryStore};
 use serde::de::DeserializeOwned;
@@ -61,16 +62,18 @@ pub async fn run(
         () = forget(&mut stores_asked, &metrics) => {}
     }
     let reports = Reports::default();
+    poller::first(&caches, &reports, &metrics).await;
     tasks.spawn(poller::run(caches.clone(), reports.clone(), triggers.clone(), metrics.clone()));
     let reporter = Reporter { controller: "penstock".to_owned(), instance: std::env::var("POD_NAME").ok() };
     let context = Arc::new(Context {
-        applier: Applier::new(client.clone(), metrics.clone()),
+        applier: Applier::new(client.clone(), caches.clone(), metrics.clone()),
         recorder: Recorder::new(client.clone(), reporter),
         pipelines: OnceLock::new(),
         stores: OnceLock::new(),
         failures: crate::context::Strikes::default(),
         last: crate::context::Times::default(),
         turns: crate::turns::Turns::default(),
+        told: crate::context::Told::default(),
         client,
         config,
         caches,
@@ -111,14 +114,20 @@ where
         + Sync
         + 'static,
 {
-    let api = match namespace {
+    let api: Api<K> = match namespace {
         Some(namespace) => Api::namespaced(context.client.clone(), namespace),
         None => Api::all(context.client.clone()),
     };
     let metrics = context.metrics.clone();
     let asked = UnboundedReceiverStream::new(asked).inspect(move |_| metrics.waiting.dec());
     let mut stop = stop.clone();
-    let controller = Controller::new(api, watcher::Config::default())
+    let writer = Writer::default();
+    let reader = writer.as_reader();
+    let objects = watcher(api, watcher::Config::default())
+        .modify(|object| object.meta_mut().managed_fields = None)
+        .reflect(writer)
+        .applied_objects();
+    let controller = Controller::for_stream(objects, reader)
         .with_config(controller::Config::default().concurrency(AT_ONCE))
         .reconcile_on(asked)
         .graceful_shutdown_on(async move {
@@ -137,6 +146,7 @@ where
     let measured = move |object: Arc<K>, context: Shared| {
         let kind = kind.clone();
         async move {
+            context.known().await;
             let (started, uid, name) = (Instant::now(), object.uid().unwrap_or_default(), object.name_any());
             context.metrics.running.inc();
             let result = reconcile(Arc::clone(&object), Arc::clone(&context)).await;

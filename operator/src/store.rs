@@ -193,8 +193,13 @@ async fn put_status(store: &TelemetryStore, ctx: &Context, next: &TelemetryStore
     Ok(())
 }
 
-/// Pipelines speak of their store.
+/// Pipelines speak of their store: of its spec, and of what its conditions say.
 fn tell_pipelines(store: &TelemetryStore, ctx: &Context) {
+    let conditions = store.status.as_ref().map(|status| &status.conditions);
+    let said = json!([store.metadata.generation, conditions]).to_string();
+    if !ctx.told.is_new(store.uid().unwrap_or_default(), said) {
+        return;
+    }
     let namespace = store.namespace().unwrap_or_default();
     for pipeline in ctx.all_pipelines() {
         if pipeline.namespace().as_deref() == Some(&namespace)

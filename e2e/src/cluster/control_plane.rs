@@ -17,6 +17,16 @@ pub const READY: &str = "ready";
 /// Every request, one JSON document a line.
 pub const AUDIT: &str = "audit.log";
 
+/// Without nodes: what makes pods is as fast as it can, and nobody asks for the addresses of Services, which
+/// could not be those of this machine's loopback.
+const WITHOUT_NODES: [&str; 5] = [
+    "--controllers=*,-endpoints-controller,-endpointslice-controller,-endpointslice-mirroring-controller",
+    "--kube-api-qps=500",
+    "--kube-api-burst=1000",
+    "--concurrent-deployment-syncs=10",
+    "--concurrent-replicaset-syncs=10",
+];
+
 /// What runs of it.
 #[derive(Debug)]
 pub struct ControlPlane {
@@ -29,7 +39,7 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Starts it, and connects this machine. It answers later.
     pub fn start(parts: &Parts, root: &Path, lock: File, bound: bool) -> Result<Self> {
-        let namespace = script(&parts.folder, &parts.programs, root, &parts.pki)?.run(&lock, bound)?;
+        let namespace = script(parts, root)?.run(&lock, bound)?;
         network::connect_host(&namespace)?;
         Ok(Self { lock, namespace })
     }
@@ -40,7 +50,8 @@ pub fn script_path(folder: &Path) -> PathBuf {
     folder.join(NAME).with_extension("sh")
 }
 
-fn script(folder: &Path, programs: &Path, root: &Path, pki: &Pki) -> Result<Script> {
+fn script(parts: &Parts, root: &Path) -> Result<Script> {
+    let Parts { folder, programs, pki, .. } = parts;
     let mut script = Script::new(script_path(folder));
     let log = |name: &str| folder.join(name).with_extension("log");
     script.lines(&network::make_bridge());
@@ -54,7 +65,7 @@ fn script(folder: &Path, programs: &Path, root: &Path, pki: &Pki) -> Result<Scri
         pki.argument("admin.kubeconfig"),
         folder.join(READY).display()
     ));
-    let manager = [
+    let mut manager = vec![
         "--use-service-account-credentials".to_owned(),
         "--allocate-node-cidrs=false".to_owned(),
         // Tests wait for it.
@@ -62,14 +73,21 @@ fn script(folder: &Path, programs: &Path, root: &Path, pki: &Pki) -> Result<Scri
         format!("--root-ca-file={}", pki.argument("ca.crt")),
         format!("--service-account-private-key-file={}", pki.argument("service-accounts.key")),
     ];
-    for (program, more) in [("kube-controller-manager", &manager[..]), ("kube-scheduler", &[])] {
+    if parts.nodes == 0 {
+        manager.extend(WITHOUT_NODES.map(str::to_owned));
+    }
+    let mut others = vec![("kube-controller-manager", manager)];
+    if parts.nodes > 0 {
+        others.push(("kube-scheduler", Vec::new()));
+    }
+    for (program, more) in others {
         let mut arguments = vec![
             format!("--kubeconfig={}", pki.argument(&format!("{program}.kubeconfig"))),
             "--leader-elect=false".to_owned(),
             "--secure-port=0".to_owned(),
             "--profiling=false".to_owned(),
         ];
-        arguments.extend_from_slice(more);
+        arguments.extend(more);
         script.start(&programs.join(program), &arguments, &log(program));
     }
     Ok(script)

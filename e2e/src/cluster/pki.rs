@@ -11,6 +11,9 @@ use serde_json::json;
 use super::network;
 use crate::stack::certificates::Authority;
 
+/// Who an operator is that runs on this machine.
+pub const OPERATOR: &str = "penstock-operator";
+
 /// The folder with the cluster's certificates, keys and kubeconfigs.
 #[derive(Debug, Clone)]
 pub struct Pki(PathBuf);
@@ -35,6 +38,7 @@ impl Pki {
         pki.sign(&authority, "front-proxy", None, &[])?;
         // What cluster roles of Kubernetes itself are bound to.
         pki.sign(&authority, "admin", Some("system:masters"), &[])?;
+        pki.sign(&authority, OPERATOR, Some("system:masters"), &[])?;
         for part in ["kube-controller-manager", "kube-scheduler", "kube-proxy"] {
             pki.sign_as(&authority, part, &format!("system:{part}"), None, &[])?;
         }

@@ -1,9 +1,10 @@
 //! The operator on a real cluster, installed from its chart: pipelines with real workers, a real broker
-//! and a real database.
+//! and a real database. Only `faults` runs it without nodes, and plays the workers.
 
 mod away;
 mod causes;
 mod children;
+mod faults;
 mod last;
 mod leader;
 mod life;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Scenario> {
         leader::all(),
         rollout::all(),
         last::all(),
+        faults::all(),
     ]
     .concat()
 }

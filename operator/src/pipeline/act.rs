@@ -108,15 +108,13 @@ pub fn retire(
     let wanted = job::retire(&work.owner, resolved, &ctx.config, shard);
     match &objects.job {
         // Pruned, and made anew.
+        Some(_) if objects.has_worker() => None,
         Some(job) if failed_for(job).is_some_and(|time| time > RETIRE_AGAIN) => None,
         Some(_) => {
             keep.insert((Kind::Job, wanted.name));
             None
         }
-        None if objects.deployment.is_none() && objects.pods.iter().all(|(pod, _)| stops(pod)) => {
-            Some(wanted)
-        }
-        None => None,
+        None => (!objects.has_worker()).then_some(wanted),
     }
 }
 

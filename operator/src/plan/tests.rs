@@ -1,3 +1,5 @@
+mod hostile;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -179,6 +181,8 @@ fn a_key_moves_by_make_before_break() {
 fn a_move_to_a_shard_that_is_no_longer_wanted_is_taken_back() {
     let seen = BTreeMap::new();
     let moving = Plan::default().step(&wish(&["a", "b"], 1), &seen).step(&wish(&["a", "b"], 2), &seen);
+    assert_eq!(moving.step(&wish(&["a", "b"], 1), &seen), moving, "nobody is seen to have the key");
+    let seen = [(0, Seen { serves: keys(&["a", "b"]), ..Seen::default() })].into();
     let back = moving.step(&wish(&["a", "b"], 1), &seen);
     assert_eq!((back.keys_of(0).len(), back.keys_of(1).len(), back.is_moving()), (2, 0, false));
     assert_eq!(back.role(&wish(&["a", "b"], 1), 1), Role::Leaving);

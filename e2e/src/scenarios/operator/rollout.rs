@@ -151,7 +151,7 @@ async fn a_bad_image_stalls_at_the_first_shard_ingestion_goes_on_and_a_corrected
     .await?;
     for (name, image) in images(&plant)? {
         let is_bad = image.ends_with(":nowhere");
-        ensure!(is_bad == (name == "fleet-shard-0"), "{name} has {image}");
+        ensure!(is_bad == (name == "plant-shard-0"), "{name} has {image}");
     }
     let two: Vec<_> =
         pods(&plant)?.into_iter().filter(|(_, pods)| pods.len() > 1).map(|(shard, _)| shard).collect();
@@ -214,14 +214,14 @@ async fn an_upgrade_of_the_chart_restarts_no_worker_of_an_unchanged_pipeline(bed
         ])
     };
     let first = operator()?;
-    plant::install_with(&bed.cluster()?, &["retireDeadlineSeconds=599"])?;
+    plant::install_with(bed.cluster()?.as_ref(), &["retireDeadlineSeconds=599"])?;
     until_async("another operator runs", PATIENCE, || async { operator().is_ok_and(|now| now != first) })
         .await?;
     // It reconciles: what it puts back, it has looked at.
-    let service = plant.object("service", "fleet-metrics")?["metadata"]["uid"].clone();
-    plant.kubectl(&["delete", "service", "fleet-metrics"])?;
+    let service = plant.object("service", "plant-metrics")?["metadata"]["uid"].clone();
+    plant.kubectl(&["delete", "service", "plant-metrics"])?;
     until_async("the new operator reconciles", PATIENCE, || async {
-        plant.object("service", "fleet-metrics").is_ok_and(|now| now["metadata"]["uid"] != service)
+        plant.object("service", "plant-metrics").is_ok_and(|now| now["metadata"]["uid"] != service)
     })
     .await
     .with_context(|| plant.logs())?;
