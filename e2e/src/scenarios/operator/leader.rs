@@ -223,7 +223,7 @@ async fn a_leader_without_network_stops_before_another_begins_and_writes_nothing
 
 async fn a_leader_that_was_frozen_writes_nothing_when_it_goes_on_and_ends(bed: &mut Bed) -> Result<()> {
     let moving = Moving::start(bed).await?;
-    let (cluster, old) = (moving.plant.cluster.clone(), moving.leader.clone());
+    let old = moving.leader.clone();
     moving.plant.signal(SYSTEM, &old, "SIGSTOP")?;
     let new = moving.taken_over().await;
     moving.plant.signal(SYSTEM, &old, "SIGCONT")?;
