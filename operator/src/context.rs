@@ -52,17 +52,15 @@ pub struct Context {
     pub turns: Turns,
     /// What pipelines were told of their stores.
     pub told: Told,
+    /// Whether all pipelines, and all stores, were listed. Not `Store::wait_until_ready`: of several that
+    /// wait it wakes the last.
+    pub listed: tokio::sync::watch::Sender<(bool, bool)>,
 }
 
 impl Context {
     /// Waits until all pipelines and stores are known: they speak of each other.
     pub async fn known(&self) {
-        if let Some(pipelines) = self.pipelines.get() {
-            let _ = pipelines.wait_until_ready().await;
-        }
-        if let Some(stores) = self.stores.get() {
-            let _ = stores.wait_until_ready().await;
-        }
+        let _ = self.listed.subscribe().wait_for(|(pipelines, stores)| *pipelines && *stores).await;
     }
 
     /// All pipelines.

@@ -74,6 +74,7 @@ pub async fn run(
         last: crate::context::Times::default(),
         turns: crate::turns::Turns::default(),
         told: crate::context::Told::default(),
+        listed: tokio::sync::watch::Sender::default(),
         client,
         config,
         caches,
@@ -83,8 +84,13 @@ pub async fn run(
     });
     let scope = namespace.as_deref();
     let of_pipelines =
-        controller::<IngestPipeline>(&context, scope, pipelines_asked, &context.pipelines, &stop);
-    let of_stores = controller::<TelemetryStore>(&context, scope, stores_asked, &context.stores, &stop);
+        controller::<IngestPipeline>(&context, scope, pipelines_asked, &context.pipelines, &stop, |listed| {
+            listed.0 = true;
+        });
+    let of_stores =
+        controller::<TelemetryStore>(&context, scope, stores_asked, &context.stores, &stop, |listed| {
+            listed.1 = true;
+        });
     // Stores are reconciled with the pipelines' cache, and the other way round: both are set by now.
     let pipelines = drive(of_pipelines, &context, pipeline::reconcile);
     let stores = drive(of_stores, &context, store::reconcile);
@@ -104,6 +110,7 @@ fn controller<K>(
     asked: mpsc::UnboundedReceiver<ObjectRef<K>>,
     store: &OnceLock<Store<K>>,
     stop: &tokio::sync::watch::Receiver<bool>,
+    is_listed: fn(&mut (bool, bool)),
 ) -> Controller<K>
 where
     K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
@@ -122,10 +129,15 @@ where
     let asked = UnboundedReceiverStream::new(asked).inspect(move |_| metrics.waiting.dec());
     let mut stop = stop.clone();
     let writer = Writer::default();
-    let reader = writer.as_reader();
+    let (reader, listed) = (writer.as_reader(), context.listed.clone());
     let objects = watcher(api, watcher::Config::default())
         .modify(|object| object.meta_mut().managed_fields = None)
         .reflect(writer)
+        .inspect(move |event| {
+            if matches!(event, Ok(watcher::Event::InitDone)) {
+                listed.send_modify(is_listed);
+            }
+        })
         .applied_objects();
     let controller = Controller::for_stream(objects, reader)
         .with_config(controller::Config::default().concurrency(AT_ONCE))
