@@ -138,8 +138,8 @@ impl Recorder {
     }
 
     /// A finding.
-    pub fn found(&self, what: &str, value: impl ToString) {
-        lock(&self.record).findings.push((what.to_owned(), value.to_string()));
+    pub fn found(&self, what: &str, value: String) {
+        lock(&self.record).findings.push((what.to_owned(), value));
     }
 
     /// What was seen so far.
@@ -173,13 +173,11 @@ async fn lag(connection: &mut Option<PgConnection>, database: &str) -> Option<f6
         *connection = PgConnection::connect(database).await.ok();
     }
     let asked = sqlx::query_as::<_, (i64, f64)>(STORED).fetch_one(connection.as_mut()?).await;
-    match asked {
-        Ok((rows, lag)) => (rows > 0).then_some(lag),
-        Err(_) => {
-            *connection = None;
-            None
-        }
-    }
+    let Ok((rows, lag)) = asked else {
+        *connection = None;
+        return None;
+    };
+    (rows > 0).then_some(lag)
 }
 
 fn folder() -> PathBuf {

@@ -108,7 +108,7 @@ async fn files(client: Client, world: Arc<Mutex<World>>) {
                 && let Some(shard) = shard_of(&map)
                 && component(&map) == "worker"
             {
-                locked(&world).write(shard, map.data.unwrap_or_default());
+                locked(&world).write(&shard, map.data.unwrap_or_default());
             }
             std::future::ready(())
         })
@@ -144,7 +144,7 @@ async fn play(client: &Client, world: &Mutex<World>, pod: &Pod) {
                 return locked(world).stop(&uid);
             }
             let created = pod.creation_timestamp().map(|time| time.0);
-            let address = locked(world).run(&uid, shard, created, started.as_deref());
+            let address = locked(world).run(&uid, &shard, created, started.as_deref());
             started.is_none().then(|| running(pod, &address))
         }
         _ if has.phase.as_deref() == Some("Succeeded") => None,
@@ -242,5 +242,5 @@ pub async fn client(kubeconfig: &std::path::Path) -> Result<Client> {
 /// How to reach the cluster of a kubeconfig.
 pub async fn config(kubeconfig: &std::path::Path) -> Result<kube::Config> {
     let file = kube::config::Kubeconfig::read_from(kubeconfig)?;
-    Ok(kube::Config::from_custom_kubeconfig(file, &Default::default()).await?)
+    Ok(kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?)
 }

@@ -30,8 +30,10 @@ pub struct Applier {
     metrics: Metrics,
     /// Objects that are as wanted although they read otherwise, as quantities do: by UID the digest that
     /// was applied, the generation that came of it, and when that was looked at.
-    same: Mutex<HashMap<String, (String, Option<i64>, Instant)>>,
+    same: Mutex<HashMap<String, Applied>>,
 }
+
+type Applied = (String, Option<i64>, Instant);
 
 impl Applier {
     /// Nothing is written yet.

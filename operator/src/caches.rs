@@ -240,7 +240,9 @@ impl Caches {
                             continue;
                         }
                     };
-                    touched.iter().for_each(|owner| triggers.of(owner));
+                    for owner in &touched {
+                        triggers.of(owner);
+                    }
                 }
             }
         };
@@ -256,7 +258,9 @@ impl Caches {
     /// Keeps what the API server answered to a write: the next reconcile must not miss it.
     pub fn wrote(&self, kind: Kind, object: DynamicObject) {
         let touched = take_in(&self.tables, kind, Event::Apply(object), &mut HashSet::new());
-        touched.iter().for_each(|owner| self.triggers.of(owner));
+        for owner in &touched {
+            self.triggers.of(owner);
+        }
     }
 
     /// All workers that can be asked.

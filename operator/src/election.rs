@@ -43,7 +43,7 @@ impl Terms {
 
     /// How long the kernel may try to deliver what was written: it is over before another may begin.
     pub fn delivery(self) -> Duration {
-        (self.lease() - self.deadline()) / 2
+        self.lease().saturating_sub(self.deadline()) / 2
     }
 }
 

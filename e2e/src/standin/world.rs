@@ -53,16 +53,16 @@ pub struct World {
 
 impl World {
     /// A shard's ConfigMap was written.
-    pub fn write(&mut self, shard: ShardId, data: BTreeMap<String, String>) {
+    pub fn write(&mut self, shard: &ShardId, data: BTreeMap<String, String>) {
         self.files.insert(shard.clone(), data);
-        self.follow(&shard);
+        self.follow(shard);
     }
 
     /// A pod runs: at this address, or at one that it gets.
     pub fn run(
         &mut self,
         uid: &str,
-        shard: ShardId,
+        shard: &ShardId,
         created: Option<Timestamp>,
         address: Option<&str>,
     ) -> String {
@@ -82,7 +82,7 @@ impl World {
         self.by_shard.entry(shard.clone()).or_default().insert(age.clone());
         let worker = Worker { shard: shard.clone(), age, address: address.clone() };
         self.workers.insert(uid.to_owned(), worker);
-        self.follow(&shard);
+        self.follow(shard);
         address
     }
 

@@ -67,7 +67,7 @@ async fn a_missing_secret_is_named_and_the_pipeline_heals_by_itself_when_it_is_t
 ) -> Result<()> {
     let plant = Plant::new(bed).await?;
     plant.start(1).await?;
-    plant.apply(&plant.manifest(with_login)?)?;
+    plant.apply(&plant.manifest(|text| with_login(&text))?)?;
     plant
         .until("the missing Secret is told", |ipl| {
             let said = ipl["status"]["conditions"].to_string();
@@ -80,7 +80,7 @@ async fn a_missing_secret_is_named_and_the_pipeline_heals_by_itself_when_it_is_t
 }
 
 /// One shard that logs in to the broker.
-fn with_login(text: String) -> String {
+fn with_login(text: &str) -> String {
     text.replace("replicas: 3", "replicas: 1").replace(
         "      subscriptions:",
         "      auth:\n        username: {secretKeyRef: {name: broker, key: username}}\n        password: {secretKeyRef: {name: broker, key: password}}\n      subscriptions:",
@@ -102,7 +102,7 @@ async fn a_wrong_password_is_told_and_the_pipeline_heals_when_the_secret_is_righ
     let plant = Plant::new(bed).await?;
     bed.broker()?.set_password("worker", "first-secret")?;
     login(&plant, "first-secret")?;
-    plant.apply(&plant.manifest(with_login)?)?;
+    plant.apply(&plant.manifest(|text| with_login(&text))?)?;
     plant.ready(1).await.with_context(|| plant.logs())?;
     // Mosquitto ends connections whose password is no longer right.
     bed.broker()?.set_password("worker", "second-secret")?;

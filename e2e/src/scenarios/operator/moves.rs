@@ -73,7 +73,7 @@ impl<'a> Run<'a> {
         let longest = self.recorder.so_far().longest_lag();
         let ledger = self.load.ledger().await?;
         stored(bed, &ledger).await.with_context(|| self.plant.logs())?;
-        self.recorder.found("messages published and stored exactly once", ledger.len());
+        self.recorder.found("messages published and stored exactly once", ledger.len().to_string());
         self.recorder.found("longest delay of a device's newest row", format!("{longest:.1} s"));
         self.recorder.keep(name)?;
         eprintln!("  {} messages, longest delay {longest:.1} s", ledger.len());
@@ -154,8 +154,7 @@ async fn killed(bed: &Bed, victims: Victims, name: &str) -> Result<()> {
         }
         anyhow::Ok(())
     };
-    let ((), moved) = tokio::join!(kills, moves);
-    moved?;
+    tokio::join!(kills, moves).1?;
     run.scale(5).await?;
     for gone in 5..8 {
         anyhow::ensure!(!plant.has_session(gone).await?, "shard {gone} left a session");

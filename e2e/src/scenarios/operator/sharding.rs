@@ -54,10 +54,10 @@ async fn a_pipeline_is_divided_by_tenants(bed: &mut Bed) -> Result<()> {
             .replace("replicas: 3", "replicas: 2")
     })?;
     under_load(bed, &plant, &text, [2, 3, 1]).await?;
-    plant.scale(5)?;
+    plant.scale(8)?;
     plant
         .until("more shards than tenants are not started, and it says so", |ipl| {
-            condition(ipl, "ScalingLimited") == ("True", "not_enough_keys") && ipl["status"]["ready"] == "3/3"
+            condition(ipl, "ScalingLimited") == ("True", "not_enough_keys") && ipl["status"]["ready"] == "6/6"
         })
         .await?;
     Ok(())

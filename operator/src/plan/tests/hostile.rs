@@ -85,7 +85,7 @@ struct World {
     highest: BTreeMap<u32, i64>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Event {
     Wish(u32, bool),
     /// A leader's watch of one kind catches up.
@@ -336,8 +336,8 @@ impl World {
             _ => {
                 let report = |shard: &u32| {
                     let row = self.rows.get(shard).cloned().unwrap_or_default();
-                    let serves = self.sessions.get(shard).cloned().unwrap_or_default();
-                    (*shard, Report { generation: row.generation, serves })
+                    let session = self.sessions.get(shard).cloned().unwrap_or_default();
+                    (*shard, Report { generation: row.generation, serves: session })
                 };
                 leader.reports = server.pods.iter().map(report).collect();
             }
@@ -409,7 +409,7 @@ impl World {
 fn play(events: Vec<Event>, leaders: usize) {
     let mut world = World::default();
     for event in events {
-        world.happen(event.clone());
+        world.happen(event);
         world.require_no_loss(&event);
     }
     let replicas = 3;
