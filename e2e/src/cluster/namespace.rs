@@ -96,9 +96,9 @@ impl Namespace {
         Some(Self { script, first, child: None })
     }
 
-    /// The id of the first process.
+    /// The id of the first process; of another one if they were started again.
     pub fn process(&self) -> i32 {
-        self.first
+        first_process(&self.script).unwrap_or(self.first)
     }
 
     /// A program inside of them.
@@ -106,7 +106,7 @@ impl Namespace {
         let mut command = Command::new("nsenter");
         command.args([
             "--target",
-            &self.first.to_string(),
+            &self.process().to_string(),
             "--mount",
             "--pid",
             "--net",

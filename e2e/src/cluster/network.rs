@@ -80,6 +80,15 @@ pub fn connect_node(control_plane: &Namespace, number: u8, node_namespace: &Name
     ip(&route)
 }
 
+/// Removes the cable of a node that was killed: the kernel does it too, some time later.
+pub fn disconnect_node(control_plane: &Namespace, number: u8) -> Result<()> {
+    let cable = super::node::name(number);
+    until_blocking("the cable of the node is gone", Duration::from_secs(30), || {
+        let _ = output(control_plane.command("ip").args(["link", "delete", &cable]));
+        output(control_plane.command("ip").args(["link", "show", &cable])).is_err()
+    })
+}
+
 /// Whether this machine's end is there.
 pub fn is_connected() -> bool {
     output(Command::new("ip").args(["link", "show", LINK])).is_ok()

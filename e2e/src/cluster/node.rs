@@ -68,6 +68,7 @@ impl Node {
 
     /// Starts one again that was killed, with what it has on its disk.
     pub fn restart(folder: &Path, number: u8, control_plane: &ControlPlane) -> Result<()> {
+        network::disconnect_node(&control_plane.namespace, number)?;
         let namespace = Script::read(script_path(folder, number))?.run(&control_plane.lock, true)?;
         network::connect_node(&control_plane.namespace, number, &namespace)
     }
