@@ -18,6 +18,8 @@ use crate::stack::mosquitto::{Guard, Setup};
 use crate::suite::Scenario;
 
 const SOON: Duration = Duration::from_secs(10);
+/// Until a new pipeline's worker runs: its schema is made before.
+const STARTS: Duration = Duration::from_secs(30);
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
@@ -69,7 +71,7 @@ async fn a_missing_secret_is_named_and_the_pipeline_heals_by_itself_when_it_is_t
     plant.start(1).await?;
     plant.apply(&plant.manifest(|text| with_login(&text))?)?;
     plant
-        .until("the missing Secret is told", |ipl| {
+        .until_within("the missing Secret is told", SOON, |ipl| {
             let said = ipl["status"]["conditions"].to_string();
             said.contains("secret_missing") && said.contains("broker/")
         })
@@ -178,7 +180,7 @@ async fn a_filter_that_the_broker_refuses_is_named(bed: &mut Bed) -> Result<()> 
     let plant = Plant::new(bed).await?;
     plant.apply(&plant.manifest(|text| text.replace("replicas: 3", "replicas: 1"))?)?;
     plant
-        .until("the refused filter is named", |ipl| {
+        .until_within("the refused filter is named", STARTS + SOON, |ipl| {
             condition(ipl, "Ready") == ("False", "subscription_refused")
                 && ipl["status"]["conditions"].to_string().contains("traksense/t3/+/+/telem")
         })

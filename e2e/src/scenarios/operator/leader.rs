@@ -39,6 +39,8 @@ struct Moving {
     load: Load,
     /// The pod that leads.
     leader: String,
+    /// How often its process has been started again.
+    restarts: u64,
     /// Where the audit log ended before.
     from: usize,
 }
@@ -54,9 +56,10 @@ impl Moving {
         let fleet = Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, 300.0, 1_000_000) };
         let load = Load::start(fleet);
         let leader = leader(&cluster)?;
+        let restarts = restarts(&get(&cluster, &["pod", &leader])?);
         plant.scale(4)?;
         plant.until("the scale is on its way", |ipl| condition(ipl, "Reconciling").0 == "True").await?;
-        Ok(Self { plant, load, leader, from })
+        Ok(Self { plant, load, leader, restarts, from })
     }
 
     /// Waits until another leads; its pod.
@@ -88,24 +91,22 @@ impl Moving {
 
     /// Waits until the leader's process has ended by itself.
     async fn ended(&self) -> Result<()> {
-        let code = || -> Result<Value> {
-            let pod = &replicas(&self.plant.cluster)?
-                .into_iter()
-                .find(|pod| pod["metadata"]["name"] == *self.leader);
-            let pod = pod.as_ref().context("the pod is gone")?;
-            Ok(pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"].clone())
-        };
+        let pod = || get(&self.plant.cluster, &["pod", &self.leader]);
         until_async("the old leader has ended", PATIENCE, || async {
-            code().is_ok_and(|code| !code.is_null())
+            pod().is_ok_and(|pod| restarts(&pod) > self.restarts)
         })
         .await?;
-        let code = code()?;
+        let code = pod()?["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"].clone();
         ensure!(code == 1, "the old leader ended with {code}: {}", self.plant.logs());
         let said =
             self.plant.cluster.kubectl(&["logs", "-n", SYSTEM, &self.leader, "--previous", "--tail=5"])?;
         ensure!(said.contains("lease_not_renewed"), "it does not say why: {said}");
         Ok(())
     }
+}
+
+fn restarts(pod: &Value) -> u64 {
+    pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or_default()
 }
 
 fn get(cluster: &Cluster, what: &[&str]) -> Result<Value> {
