@@ -95,8 +95,9 @@ pub async fn backpressure(bed: &mut Bed, finding: &mut Finding) -> Result<()> {
     finding.require("more than 50,000 messages a second were offered", offered > 50_000.0);
     finding.require("the database was the limit: the broker held most", held > acknowledged / 2.0);
     finding.require(
-        "unacknowledged deliveries stayed within receiveMaximum",
-        unacked <= WINDOW && in_flight <= WINDOW,
+        "unacknowledged deliveries stayed within receiveMaximum, those in hand within twice that",
+        // What was acknowledged a moment ago may still be in hand, besides what came for it.
+        unacked <= WINDOW && in_flight <= 2.0 * WINDOW,
     );
     finding.require(format!("the worker's memory stayed below {} MiB", MEMORY >> 20), peak < MEMORY);
     finding.require(
