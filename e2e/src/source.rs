@@ -48,7 +48,7 @@ pub struct Plan {
 /// Counts over all publishers.
 #[derive(Debug, Default)]
 pub struct Counts {
-    /// Messages sent.
+    /// Messages sent, or about to be.
     pub sent: AtomicU64,
     /// Messages acknowledged by the broker.
     pub acknowledged: AtomicU64,
@@ -104,6 +104,16 @@ impl Source {
 }
 
 impl Counts {
+    /// Counts so many messages as sent, or as many as the backlog has room for. In one step: publishers
+    /// that looked first and counted then would publish a burst too many.
+    fn reserve(&self, wanted: u64, backlog: u64) -> u64 {
+        let taken = self.taken.load(Ordering::Relaxed);
+        let room = |sent: u64| wanted.min(backlog.saturating_sub(sent.saturating_sub(taken)));
+        let reserved =
+            self.sent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sent| Some(sent + room(sent)));
+        reserved.map_or(0, room)
+    }
+
     /// Adds the calling thread to those whose processor time is counted.
     pub fn count_this_thread(&self) -> Result<()> {
         let thread = std::fs::read_link("/proc/thread-self")?;
@@ -195,14 +205,9 @@ fn publish(plan: &Plan, number: u32, counts: &Counts) -> Result<()> {
     let mut last_answer = Instant::now();
     loop {
         let due = rate.map_or(u64::MAX, |rate| (start.elapsed().as_secs_f64() * rate) as u64 - sent);
-        let ahead = counts
-            .sent
-            .load(Ordering::Relaxed)
-            .saturating_sub(counts.taken.load(Ordering::Relaxed))
-            .min(plan.backlog);
-        let room = (WINDOW - (sent - acknowledged)).min(plan.backlog - ahead);
         let stopped = counts.stop.load(Ordering::Relaxed);
-        let burst = if stopped { 0 } else { room.min(due).min(BURST) };
+        let wanted = if stopped { 0 } else { (WINDOW - (sent - acknowledged)).min(due).min(BURST) };
+        let burst = counts.reserve(wanted, plan.backlog);
         output.clear();
         for _ in 0..burst {
             let which = sent as usize % templates.len();
@@ -217,7 +222,6 @@ fn publish(plan: &Plan, number: u32, counts: &Counts) -> Result<()> {
             }
             sent += 1;
         }
-        counts.sent.fetch_add(burst, Ordering::Relaxed);
         stream.write_all(&output)?;
         if sent == acknowledged {
             if stopped {
