@@ -189,7 +189,8 @@ fn typed(object: Value) -> Result<DynamicObject, Error> {
     serde_json::from_value(object).map_err(|error| kube::Error::SerdeError(error).into())
 }
 
-fn written() -> PostParams {
+/// How an object is written as a whole.
+pub fn written() -> PostParams {
     PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
 }
 

@@ -10,8 +10,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use futures_util::StreamExt;
 use kube::api::{Api, DynamicObject};
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::runtime::watcher::Event;
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use penstock_crds::{IngestPipeline, TelemetryStore};
 use tokio::sync::mpsc;
@@ -155,15 +155,12 @@ impl Tables {
         if self.owners.get(&(kind, place.clone())).is_some_and(|before| *before != owner) {
             touched.extend(self.take_out(kind, &place));
         }
-        let stored = Stored { version, text: text.into() };
-        let before = self.objects.entry(owner.clone()).or_default().insert((kind, place.1.clone()), stored);
-        let stored = self.objects.get(&owner).and_then(|all| all.get(&(kind, place.1.clone())));
-        if before.as_ref().map(|before| &before.text) != stored.map(|stored| &stored.text) {
+        let (all, key) = (self.objects.entry(owner.clone()).or_default(), (kind, place.1.clone()));
+        if all.get(&key).is_none_or(|before| *before.text != *text) {
             touched.push(owner.clone());
         }
-        if before.is_none() {
-            self.owners.insert((kind, place), owner);
-        }
+        all.insert(key, Stored { version, text: text.into() });
+        self.owners.insert((kind, place), owner);
         touched
     }
 
@@ -225,7 +222,7 @@ impl Caches {
             async move {
                 let mut listed = HashSet::new();
                 let mut is_filled = false;
-                let mut events = std::pin::pin!(watch(api, ours).default_backoff());
+                let mut events = std::pin::pin!(watcher(api, ours).default_backoff());
                 while let Some(event) = events.next().await {
                     let touched = match event {
                         Ok(event) => {

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, PostParams};
+use kube::api::Api;
 use kube::{Client, Config};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::apply::MANAGER;
+use crate::apply::written;
 use crate::client::{Tenure, connect};
 use crate::election::{Candidate, Loss, Step, Terms};
 use crate::metrics::Metrics;
@@ -201,8 +201,4 @@ async fn answer<T>(
         Ok(answer) => answer.map_err(Unanswered::Api),
         Err(_) => Err(Unanswered::Late(patience)),
     }
-}
-
-fn written() -> PostParams {
-    PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
 }

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use penstock_crds::{IngestPipeline, Manifest};
+use penstock_crds::Manifest;
 
+use super::tests::{NOBODY, config};
 use super::*;
-use crate::resolve::{self, Config};
+use crate::resolve;
 
 fn holds(name: &str) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/children/golden");
@@ -13,15 +14,8 @@ fn holds(name: &str) {
     let Manifest { mut pipeline, store } = Manifest::parse(&text).unwrap();
     pipeline.metadata.namespace = Some("plant".into());
     pipeline.metadata.uid = Some("1".into());
-    let config = Config {
-        worker_image: "penstock:1".into(),
-        pull_policy: "IfNotPresent".into(),
-        retire_deadline: 600,
-        pipelines_at_once: 5,
-    };
-    let resolved =
-        resolve::pipeline(&pipeline, Some(&store), &[] as &[std::sync::Arc<IngestPipeline>]).unwrap();
-    let deployment = shard::deployment(&Owner::of(&pipeline), &resolved, &config, 0, true).object;
+    let resolved = resolve::pipeline(&pipeline, Some(&store), NOBODY).unwrap();
+    let deployment = shard::deployment(&Owner::of(&pipeline), &resolved, &config(), 0, true).object;
     let is = format!("{:#}\n", deployment["spec"]["template"]);
     let file = folder.join(name).with_extension("json");
     if std::env::var("GOLDEN").is_ok_and(|golden| golden == "write") {

@@ -8,9 +8,9 @@ use crate::plan::{Plan, Wish};
 use crate::resolve::{self, Config, Resolved, Unresolved};
 
 const EXAMPLE: &str = include_str!("../../../examples/plant.yaml");
-const NOBODY: &[std::sync::Arc<IngestPipeline>] = &[];
+pub(super) const NOBODY: &[std::sync::Arc<IngestPipeline>] = &[];
 
-fn config() -> Config {
+pub(super) fn config() -> Config {
     Config {
         worker_image: "penstock:1".into(),
         pull_policy: "IfNotPresent".into(),
