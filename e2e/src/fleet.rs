@@ -11,6 +11,9 @@ use crate::publisher::{Outgoing, Progress, Publisher};
 /// Tenants `t0` and so on, to whom devices belong in turn: as many as `examples/plant.yaml` has filters of.
 pub const TENANTS: u32 = 6;
 
+/// Points of a message of a steady fleet.
+pub const POINTS: u32 = 4;
+
 /// What a device published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -71,7 +74,7 @@ impl Fleet {
             address: address.to_owned(),
             name: "fleet".to_owned(),
             devices: 40,
-            points: 4,
+            points: POINTS,
             publishers: 2,
             rate: Some(rate),
             messages,

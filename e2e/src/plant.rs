@@ -307,16 +307,16 @@ pub fn is_settled(pipeline: &Value, replicas: u32) -> bool {
 
 /// Status and reason of a pipeline's condition.
 pub fn condition<'a>(object: &'a Value, kind: &str) -> (&'a str, &'a str) {
-    let conditions = object["status"]["conditions"].as_array();
-    let found = conditions.into_iter().flatten().find(|condition| condition["type"] == kind);
-    found.map_or(("", ""), |found| {
-        (found["status"].as_str().unwrap_or_default(), found["reason"].as_str().unwrap_or_default())
-    })
+    (part(object, kind, "status"), part(object, kind, "reason"))
 }
 
 /// What a pipeline's condition says.
 pub fn message<'a>(object: &'a Value, kind: &str) -> &'a str {
+    part(object, kind, "message")
+}
+
+fn part<'a>(object: &'a Value, kind: &str, field: &str) -> &'a str {
     let conditions = object["status"]["conditions"].as_array();
     let found = conditions.into_iter().flatten().find(|condition| condition["type"] == kind);
-    found.and_then(|found| found["message"].as_str()).unwrap_or_default()
+    found.and_then(|found| found[field].as_str()).unwrap_or_default()
 }

@@ -26,7 +26,7 @@ pub fn all() -> Vec<Scenario> {
 
 /// Waits until so many more messages are stored.
 async fn stores(bed: &Bed, more: i64) -> Result<()> {
-    let count = || bed.sql::<i64>("SELECT count(DISTINCT (ts, series_id)) FROM penstock.sample");
+    let count = || bed.sql::<i64>("SELECT count(*) FROM penstock.sample");
     let before = count().await?;
     until_async("more is stored", Duration::from_secs(30), || async {
         count().await.is_ok_and(|now| now >= before + more)

@@ -7,9 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection};
 
-use super::scale::{POINTS, stored};
+use super::scale::stored;
 use crate::bed::Bed;
-use crate::fleet::Fleet;
 use crate::plant::{PIPELINE, Plant, condition, message};
 use crate::proxy::Mode;
 use crate::scenario;
@@ -131,8 +130,7 @@ async fn a_full_queue_that_grows_old_is_told_and_drains_when_the_database_stores
     };
     plant.apply(&plant.manifest(impatient)?)?;
     plant.ready(1).await.with_context(|| plant.logs())?;
-    let fleet = Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, 500.0, 1_000_000) };
-    let load = Load::start(fleet);
+    let load = Load::mixed(bed, 500.0);
     // It answers, and lets nobody write.
     let mut blocker = PgConnection::connect(&bed.database.admin_url).await?;
     blocker.execute("BEGIN; LOCK TABLE penstock.sample IN SHARE MODE").await?;

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::scale::{POINTS, stored};
+use super::scale::stored;
 use crate::bed::Bed;
 use crate::cluster::Cluster;
-use crate::fleet::Fleet;
 use crate::plant::{OPERATOR, PATIENCE, Plant, SYSTEM, condition};
 use crate::scenario;
 use crate::scenarios::load::Load;
@@ -53,8 +52,7 @@ impl Moving {
         let from = std::fs::metadata(cluster.audit_log()?)?.len() as usize;
         let plant = Plant::new(bed).await?;
         plant.start(2).await?;
-        let fleet = Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, 300.0, 1_000_000) };
-        let load = Load::start(fleet);
+        let load = Load::mixed(bed, 300.0);
         let leader = leader(&cluster)?;
         let restarts = restarts(&get(&cluster, &["pod", &leader])?);
         plant.scale(4)?;

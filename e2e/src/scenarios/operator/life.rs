@@ -4,9 +4,8 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, ensure};
 
-use super::scale::{POINTS, stored};
+use super::scale::stored;
 use crate::bed::Bed;
-use crate::fleet::Fleet;
 use crate::plant::{PATIENCE, PIPELINE, Plant, condition};
 use crate::scenario;
 use crate::scenarios::load::Load;
@@ -30,8 +29,7 @@ async fn a_suspended_pipeline_keeps_its_sessions_and_their_queues_are_drained_wh
 ) -> Result<()> {
     let plant = Plant::new(bed).await?;
     plant.start(2).await?;
-    let load =
-        Load::start(Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, 200.0, 1_000_000) });
+    let load = Load::mixed(bed, 200.0);
     for (stop, go) in [
         (r#"{"spec":{"suspend":true}}"#, r#"{"spec":{"suspend":false}}"#),
         (r#"{"spec":{"replicas":0}}"#, r#"{"spec":{"replicas":1}}"#),
@@ -70,8 +68,7 @@ async fn a_suspended_pipeline_keeps_its_sessions_and_their_queues_are_drained_wh
 
 /// Deletes the pipeline under load and waits until nothing of it is left.
 async fn delete(bed: &Bed, plant: &Plant, how: &str) -> Result<()> {
-    let load =
-        Load::start(Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, 200.0, 1_000_000) });
+    let load = Load::mixed(bed, 200.0);
     until_async("it stores", PATIENCE, || async {
         bed.sql::<i64>("SELECT count(*) FROM penstock.sample").await.is_ok_and(|rows| rows > 0)
     })

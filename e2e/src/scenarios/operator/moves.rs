@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::scale::{POINTS, stored};
+use super::scale::stored;
 use crate::bed::Bed;
-use crate::fleet::Fleet;
 use crate::plant::{PIPELINE, Plant, SYSTEM};
 use crate::record::Recorder;
 use crate::scenario;
@@ -42,11 +41,7 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     /// Begins to publish.
     pub fn start(bed: &Bed, plant: &'a Plant, title: &str) -> Self {
-        let load = Load::start(Fleet {
-            points: POINTS,
-            mixed: true,
-            ..Fleet::steady(&bed.address, RATE, 1_000_000)
-        });
+        let load = Load::mixed(bed, RATE);
         let (cluster, namespace) = (plant.cluster.clone(), plant.namespace.clone());
         let ready = move || {
             let path = "jsonpath={.status.readyReplicas}";

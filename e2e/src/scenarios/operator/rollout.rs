@@ -9,10 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 
-use super::scale::{POINTS, stored};
+use super::scale::stored;
 use crate::bed::Bed;
 use crate::cluster::image::PENSTOCK;
-use crate::fleet::Fleet;
 use crate::plant::{self, PATIENCE, PIPELINE, Plant, condition};
 use crate::scenario;
 use crate::scenarios::load::Load;
@@ -68,7 +67,7 @@ fn set_image(plant: &Plant, image: &str) -> Result<()> {
 }
 
 fn load(bed: &Bed) -> Load {
-    Load::start(Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, RATE, 1_000_000) })
+    Load::mixed(bed, RATE)
 }
 
 /// Ends the load; every message is stored once, and both sums hold in every worker.

@@ -7,15 +7,12 @@ use anyhow::{Result, ensure};
 
 use crate::bed::Bed;
 use crate::compare::compare;
-use crate::fleet::Fleet;
+use crate::fleet::POINTS;
 use crate::plant::{Plant, condition};
 use crate::scenario;
 use crate::scenarios::load::Load;
 use crate::suite::Scenario;
 use crate::wait::until_async;
-
-/// Points of a message.
-pub const POINTS: u32 = 4;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
@@ -36,8 +33,7 @@ async fn a_pipeline_is_applied_scaled_to_four_and_to_one_under_load_and_every_me
         .filter_map(|shard| shard["node"].as_str().map(str::to_owned))
         .collect();
     ensure!(nodes.len() == 2, "two shards are on {nodes:?}");
-    let fleet = Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, 300.0, 1_000_000) };
-    let load = Load::start(fleet);
+    let load = Load::mixed(bed, 300.0);
     for replicas in [4, 1, 3] {
         plant.scale(replicas)?;
         plant.ready(replicas).await?;

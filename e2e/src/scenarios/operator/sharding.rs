@@ -4,9 +4,8 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, ensure};
 
-use super::scale::{POINTS, stored};
+use super::scale::stored;
 use crate::bed::Bed;
-use crate::fleet::Fleet;
 use crate::plant::{Plant, condition};
 use crate::scenario;
 use crate::scenarios::load::Load;
@@ -36,8 +35,7 @@ async fn under_load(bed: &Bed, plant: &Plant, text: &str, replicas: [u32; 3]) ->
     let [first, more, fewer] = replicas;
     plant.apply(text)?;
     plant.ready(first).await.with_context(|| plant.logs())?;
-    let load =
-        Load::start(Fleet { points: POINTS, mixed: true, ..Fleet::steady(&bed.address, 200.0, 1_000_000) });
+    let load = Load::mixed(bed, 200.0);
     for replicas in [more, fewer] {
         plant.scale(replicas)?;
         plant.ready(replicas).await.with_context(|| plant.logs())?;
