@@ -15,6 +15,7 @@ use crate::fleet::{Fleet, at};
 use crate::publisher::Outgoing;
 use crate::scenario;
 use crate::suite::Scenario;
+use crate::wait::until_async;
 use crate::worker;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -191,26 +192,53 @@ async fn dead_letters_over_their_size_are_cut_oldest_first(bed: &mut Bed) -> Res
 }
 
 async fn maintaining_by_three_at_once_under_load_is_safe(bed: &mut Bed) -> Result<()> {
+    // The worker keeps the example's manifest, which takes older samples than these policies allow.
+    let manifest = bed.folder.join("strict.yaml");
+    std::fs::rename(policies(bed, "10d", "5d", "{retention: 10d, maxSize: 1Gi}")?, &manifest)?;
+    bed.manifest(|text| text)?;
     let worker = bed.worker().await?;
-    bed.publish(of_age(400)?).await?;
     let load = Load::start(Fleet { mixed: true, ..Fleet::steady(&bed.address, 1500.0, 1_000_000) });
-    let manifest = policies(bed, "10d", "5d", "{retention: 10d, maxSize: 1Gi}")?;
-    for _ in 0..3 {
-        let secrets = bed.secrets();
-        let run = |name| worker::command(name, &manifest, &secrets);
-        let (a, b, c) = tokio::try_join!(run(&["maintain"]), run(&["maintain"]), run(&["migrate"]))?;
-        for (good, said) in [a, b, c] {
-            ensure!(good, "{said}");
+    let rounds = async {
+        for _ in 0..3 {
+            let secrets = bed.secrets();
+            let run = |name| worker::command(name, &manifest, &secrets);
+            let (a, b, c) = tokio::try_join!(run(&["maintain"]), run(&["maintain"]), run(&["migrate"]))?;
+            for (good, said) in [a, b, c] {
+                ensure!(good, "{said}");
+            }
         }
+        anyhow::Ok(())
+    };
+    // Chunks are made and dropped meanwhile: each day is one. 23 and 400 share no divisor.
+    let mut old = 0;
+    let old_days = async {
+        let mut pace = tokio::time::interval(Duration::from_millis(10));
+        while old < 400 {
+            pace.tick().await;
+            bed.publish(of_age(300 + old * 23 % 400)?).await?;
+            old += 1;
+        }
+        std::future::pending::<Result<()>>().await
+    };
+    tokio::select! {
+        ended = rounds => ended?,
+        failed = old_days => failed?,
     }
+    const OF_OLD_DAYS: &str = "SELECT count(*) FROM penstock.command_ack WHERE cmd_id ~ '^[0-9]+$'";
+    until_async("all are stored", LONG, || async {
+        bed.sql::<i64>(OF_OLD_DAYS).await.is_ok_and(|n| n >= old)
+    })
+    .await?;
+    let (good, said) = worker::command(&["maintain"], &manifest, &bed.secrets()).await?;
+    ensure!(good, "{said}");
     ensure!(
         bed.sql::<i64>("SELECT count(*) FROM penstock.sample WHERE ts < now() - interval '10 days'").await?
             == 0,
-        "the old sample is gone"
+        "the old samples are gone"
     );
-    // The message that was removed is not the fleet's.
+    // What was removed is not the fleet's.
     bed.execute(
-        "DELETE FROM penstock.command_ack WHERE cmd_id = '400'; \
+        "DELETE FROM penstock.command_ack WHERE cmd_id ~ '^[0-9]+$'; \
          DELETE FROM penstock.dead_letter WHERE payload_digest IN \
            (SELECT payload_digest FROM penstock.dead_payload WHERE convert_from(payload, 'UTF8') LIKE '%then%')",
     )
@@ -367,7 +395,7 @@ async fn a_filled_older_schema_is_brought_up_to_date_under_an_old_worker(bed: &m
         ensure!(migrated > migrating, "the old worker stored meanwhile: {migrating}, {migrated}");
         worker.ready().await?;
         let goes_on = async || bed.sql::<i64>(LETTERS_OF_1).await.is_ok_and(|count| count > migrated + 10);
-        crate::wait::until_async("the old worker goes on", LONG, goes_on).await?;
+        until_async("the old worker goes on", LONG, goes_on).await?;
         stop.send_replace(true);
         anyhow::Ok(())
     };

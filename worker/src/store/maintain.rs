@@ -1,8 +1,6 @@
 //! The work that a store needs on a schedule: its policies applied again, and what is older than its
 //! retention removed, as far as the database does not do that by itself.
 
-use std::time::{Duration, Instant};
-
 use penstock_crds::report::{Removed, StoreReport};
 use penstock_crds::store::TelemetryStoreSpec;
 use sqlx::postgres::PgConnectOptions;
@@ -10,6 +8,7 @@ use sqlx::{Connection, PgConnection};
 
 use super::edition::Edition;
 use super::expire::{self, Aging};
+use super::patience::patiently;
 use super::policy::found;
 use super::schema::{self, SchemaError};
 use super::transaction;
@@ -17,9 +16,6 @@ use crate::decode::Micros;
 
 /// One maintenance runs at a time in a database.
 const LOCK: i64 = 0x7065_6e73_746d_6e74;
-/// A step that writers keep from its lock is tried again for so long.
-const PATIENCE: Duration = Duration::from_mins(1);
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// Applies the policies and removes what is too old. Safe to run again, and by two at once.
 pub async fn maintain(
@@ -72,20 +68,4 @@ async fn remove(connection: &mut PgConnection, spec: &TelemetryStoreSpec) -> Res
 
 async fn rows(connection: &mut PgConnection, aging: Aging, before: Micros) -> Result<u64, sqlx::Error> {
     patiently(connection, async |c| expire::rows(c, aging, before).await).await
-}
-
-/// Does a step again while writers keep it from its lock. What an ended try removed is not counted.
-async fn patiently<T>(
-    connection: &mut PgConnection,
-    step: impl AsyncFn(&mut PgConnection) -> Result<T, sqlx::Error>,
-) -> Result<T, sqlx::Error> {
-    let started = Instant::now();
-    loop {
-        match step(connection).await {
-            Err(error) if super::policy::is_lock_timeout(&error) && started.elapsed() < PATIENCE => {
-                tokio::time::sleep(PAUSE).await;
-            }
-            result => return result,
-        }
-    }
 }

@@ -10,12 +10,9 @@ pub mod rollup;
 #[cfg(test)]
 mod tests;
 
+use super::patience::patiently;
 use super::schema::SchemaError;
 use plan::{Plan, Wanted};
-
-/// A statement that waits for a lock in vain is tried again so often.
-const TRIES: u32 = 5;
-const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// What is to be done for the spec.
 pub async fn plan(connection: &mut PgConnection, spec: &TelemetryStoreSpec) -> Result<Plan, SchemaError> {
@@ -36,20 +33,11 @@ pub async fn apply(connection: &mut PgConnection, spec: &TelemetryStoreSpec) -> 
 /// Runs statements in one transaction; waits for locks patiently, but for a moment at a time, because
 /// writers queue behind a waiting lock.
 async fn run(connection: &mut PgConnection, statements: &[String]) -> Result<(), sqlx::Error> {
-    for tried in 1.. {
+    let statements = statements.join(";\n");
+    patiently(connection, async |connection| {
         let mut transaction = connection.begin().await?;
-        match sqlx::raw_sql(&statements.join(";\n")).execute(&mut *transaction).await {
-            Ok(_) => return transaction.commit().await,
-            Err(error) if tried < TRIES && is_lock_timeout(&error) => transaction.rollback().await?,
-            Err(error) => return Err(error),
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-    Ok(())
-}
-
-/// Whether others held what it needed for too long.
-pub(super) fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    matches!(code.as_deref(), Some("55P03" | "40P01"))
+        sqlx::raw_sql(&statements).execute(&mut *transaction).await?;
+        transaction.commit().await
+    })
+    .await
 }

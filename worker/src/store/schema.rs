@@ -8,6 +8,7 @@ use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, Executor, PgConnection};
 
+use super::patience::patiently;
 use super::policy::{self, found};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
@@ -141,7 +142,7 @@ async fn migrate_on(
         no_tx: false,
     };
     migrator.run_direct(&mut *connection).await?;
-    sqlx::raw_sql(ROLES).execute(&mut *connection).await?;
+    patiently(connection, async |c| sqlx::raw_sql(ROLES).execute(c).await).await?;
     notes.extend(missing_roles(connection).await?);
     if let Some(worker) = worker {
         notes.extend(grant(connection, worker).await?);

@@ -1,6 +1,8 @@
 //! What an error of the database means for a batch. Classified by SQLSTATE alone: constraint and
 //! chunk names are the server's to choose.
 
+use super::patience::is_catalog_race;
+
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -34,6 +36,8 @@ impl Class {
             // TimescaleDB: the chunk went away or is being made under us.
             "TS503" | "40001" | "40P01" | "40003" | "55P03" | "57014" | "57P01" | "57P02" | "57P03"
             | "57P05" | "25P03" | "25006" | "53200" | "53300" | "25P02" => Self::Retry,
+            // A table's rights were changed while a chunk of it was made.
+            _ if is_catalog_race(code, message) => Self::Retry,
             "22P03" | "22P04" | "53100" | "53400" => Self::Stop,
             "21000" | "54000" | "54001" => Self::Poison,
             _ => match code.get(..2) {
@@ -103,6 +107,12 @@ mod tests {
             assert_eq!(Class::of_sqlstate(code, ""), Class::Retry, "{code}");
         }
         assert_eq!(Class::of_sqlstate("23505", ""), Class::Duplicate);
+    }
+
+    #[test]
+    fn a_race_for_a_row_of_the_catalog_passes() {
+        assert_eq!(Class::of_sqlstate("XX000", "tuple concurrently updated"), Class::Retry);
+        assert_eq!(Class::of_sqlstate("XX000", "cache lookup failed for relation 1"), Class::Stop);
     }
 
     #[test]
