@@ -85,7 +85,7 @@ async fn apply(work: &Work<'_>, ctx: &Context, resolved: &Resolved, plan: &Plan)
     let mut keep = BTreeSet::new();
     for number in &plan.shards {
         let objects = work.shards.get(number).cloned().unwrap_or_default();
-        wanted.extend(act::retire(work, ctx, resolved, *number, &objects, &mut keep));
+        wanted.extend(act::retire(work, ctx, resolved, (*number, None), &objects, &mut keep));
     }
     for wanted in &wanted {
         keep.insert((wanted.kind, wanted.name.clone()));

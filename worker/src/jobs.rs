@@ -73,6 +73,7 @@ pub async fn maintain(sources: &Sources) -> Result<StoreReport, JobError> {
 pub async fn retire(
     sources: &Sources,
     me: Me,
+    plan: Option<i64>,
     idle: Option<Duration>,
     writers: &Handle,
 ) -> Result<RetireReport, JobError> {
@@ -82,7 +83,7 @@ pub async fn retire(
     let (_access, access) = watch::channel(settings.access.clone());
     let (_terms, terms) = watch::channel(Arc::clone(&settings.terms));
     let shard = Shard::new(settings, (access, terms), me, writers.clone())?;
-    let report = shard.retire(idle).await;
+    let report = shard.retire(plan, idle).await;
     shard.close_traces().await;
     Ok(report?)
 }

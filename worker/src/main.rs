@@ -89,6 +89,9 @@ enum Command {
         report: Report,
         #[command(flatten)]
         identity: Identity,
+        /// Generation of the plan that ends the shard: refused where a newer one is followed.
+        #[arg(long)]
+        plan_generation: Option<i64>,
         /// Seconds of silence that mean empty, where this login may not publish.
         #[arg(long)]
         idle: Option<u64>,
@@ -189,10 +192,13 @@ async fn obey(command: Command, writers: &Handle) -> Result<(), Fault> {
         Command::Check { files, connect, outage, rate } => {
             check(&files.into(), connect, Duration::from_secs(outage * 60), rate).await
         }
-        Command::Retire { files, report, identity, idle } => {
+        Command::Retire { files, report, identity, plan_generation, idle } => {
             let (sources, idle) = (files.into(), idle.map(Duration::from_secs));
-            Ok(jobs::reported(report.file(), Box::pin(jobs::retire(&sources, identity.me(), idle, writers)))
-                .await?)
+            Ok(jobs::reported(
+                report.file(),
+                Box::pin(jobs::retire(&sources, identity.me(), plan_generation, idle, writers)),
+            )
+            .await?)
         }
         Command::DeadLetters(what) => Box::pin(what.run()).await,
     }

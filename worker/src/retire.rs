@@ -72,6 +72,7 @@ impl RetireError {
                 "database_away"
             }
             Self::Lease(LeaseError::Superseded) | Self::Superseded => "superseded",
+            Self::Lease(LeaseError::OutdatedPlan { .. }) => "outdated_plan",
             Self::Broker(lost) => lost.reason(),
             Self::NoMarker { .. } => "no_marker",
         }
@@ -79,13 +80,19 @@ impl RetireError {
 }
 
 impl Shard {
-    /// Retires the shard. `idle`: how long silence means empty, where publishing is not permitted.
-    pub async fn retire(&self, idle: Option<Duration>) -> Result<RetireReport, RetireError> {
+    /// Retires the shard, unless a newer plan than this generation's is followed. `idle`: how long silence
+    /// means empty, where publishing is not permitted.
+    pub async fn retire(
+        &self,
+        plan: Option<i64>,
+        idle: Option<Duration>,
+    ) -> Result<RetireReport, RetireError> {
         let mut writers = JoinSet::new();
         tokio::time::timeout(DATABASE_PATIENCE, self.prepare(&mut writers))
             .await
             .map_err(|_| RetireError::Database(self.lease.explain().1))?;
-        let mut row = match lease::acquire(&self.pool, &self.key, &self.me, Purpose::Retire, false).await? {
+        let purpose = Purpose::Retire { plan };
+        let mut row = match lease::acquire(&self.pool, &self.key, &self.me, purpose, false).await? {
             Acquired::Taken(row) => row,
             Acquired::NeedsPreflight | Acquired::Wait { .. } => return Err(RetireError::Superseded),
         };

@@ -141,6 +141,7 @@ impl Bench {
             binary().display().to_string(),
             format!("--namespaces={}", namespace(size)),
             "run".to_owned(),
+            "--no-election".to_owned(),
             "--worker-image=localhost/none".to_owned(),
             format!("--http=127.0.0.1:{port}"),
         ];
@@ -210,7 +211,8 @@ impl Bench {
         created?;
         settled?;
         let ready = started.elapsed().as_secs_f64();
-        let last = self.calm(operator).await?;
+        // Not reconciles: each pipeline is looked at once a minute.
+        let last = self.calm(operator, |metrics| metrics.sum("penstock_operator_writes_total")).await?;
         let metrics = operator.metrics().await?.since(&before);
         let calls = calls.read(&namespace)?;
         let applied = Applied {
@@ -248,13 +250,13 @@ impl Bench {
         Ok(all.items.iter().filter(ready).count())
     }
 
-    /// Waits until no reconcile ran for a while; when the last one ended.
-    async fn calm(&self, operator: &Operator) -> Result<Instant> {
-        let (mut count, mut since) = (operator.reconciles().await?, Instant::now());
+    /// Waits until nothing was counted for a while; when that was for the last time.
+    async fn calm(&self, operator: &Operator, what: fn(&Metrics) -> f64) -> Result<Instant> {
+        let (mut count, mut since) = (what(&operator.metrics().await?), Instant::now());
         let deadline = Instant::now() + PATIENCE;
         while since.elapsed() < CALM && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(50)).await;
-            let now = operator.reconciles().await?;
+            let now = what(&operator.metrics().await?);
             if now > count {
                 (count, since) = (now, Instant::now());
             }
@@ -291,7 +293,7 @@ impl Bench {
             operator.reconciles().await.is_ok_and(|count| count >= f64::from(size))
         })
         .await?;
-        let last = self.calm(&operator).await?;
+        let last = self.calm(&operator, |metrics| metrics.get(COUNT)).await?;
         let metrics = operator.metrics().await?;
         let calls = calls.read(&namespace)?;
         Ok(Cold {

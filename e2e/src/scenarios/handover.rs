@@ -160,6 +160,11 @@ async fn a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not(be
     );
     ensure!(worker.metrics().await?.get("ingest_mqtt_epoch") == 1.0, "one connection served all of it");
 
+    let arguments = ["retire", "--shard", "3", "--plan-generation", "6"];
+    let (good, said) = worker::command(&arguments, &bed.folder.join("plant.yaml"), &bed.secrets()).await?;
+    ensure!(!good && said.contains("follows plan 7"), "an older plan does not end it: {said}");
+    ensure!(worker.readiness().await?.0, "it goes on");
+
     // A restart on the older file keeps what the row remembers.
     worker.stop(Duration::from_secs(10)).await?;
     let worker = bed.start("one", &["--shard", "3", "--plan", &path.to_string_lossy()])?;

@@ -13,13 +13,21 @@ pub fn retire_name(pipeline: &str, shard: u32) -> String {
     names::child(pipeline, &format!("retire-{shard}"))
 }
 
-/// Ends a shard's session for good. It outlives the pipeline.
-pub fn retire(owner: &Owner, resolved: &Resolved, config: &Config, shard: u32) -> Wanted {
+/// Ends a shard's session for good, unless a newer plan than this generation's is followed. It outlives the
+/// pipeline.
+pub fn retire(
+    owner: &Owner,
+    resolved: &Resolved,
+    config: &Config,
+    shard: u32,
+    generation: Option<i64>,
+) -> Wanted {
     let worker = &resolved.manifest.pipeline.spec.worker;
     let labels = names::of_shard(&owner.name, "retire", shard);
     let mut arguments = vec!["retire".to_owned()];
     arguments.extend(files::manifest_argument());
     arguments.extend(["--shard".to_owned(), shard.to_string()]);
+    arguments.extend(generation.map(|generation| format!("--plan-generation={generation}")));
     arguments.extend(report());
     let pod = Pod {
         labels: labels.clone(),

@@ -80,7 +80,7 @@ fn what_the_end_of_a_session_needs_has_no_owner_and_all_else_has() {
     let resolved = resolve::pipeline(&pipeline, Some(&store), NOBODY).unwrap();
     let owner = Owner::of(&pipeline);
     let mut wanted = shared::all(&owner, &resolved);
-    wanted.push(job::retire(&owner, &resolved, &config(), 0));
+    wanted.push(job::retire(&owner, &resolved, &config(), 0, Some(1)));
     wanted.push(files::plan(&owner, &Plan::default(), &resolved.file));
     wanted.push(shard::deployment(&owner, &resolved, &config(), 0, true));
     for Wanted { name, object, .. } in wanted {

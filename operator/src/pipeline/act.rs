@@ -82,7 +82,8 @@ pub(super) async fn apply(
     for (number, (own, _)) in &files.0 {
         if plan.role(wish, *number) == Role::Leaving {
             let objects = work.shards.get(number).cloned().unwrap_or_default();
-            wanted.extend(retire(work, ctx, resolved, *number, &objects, &mut keep));
+            let by = Some(plan.generation);
+            wanted.extend(retire(work, ctx, resolved, (*number, by), &objects, &mut keep));
         } else {
             wanted.push(own.clone());
             wanted.extend(workers.deployments.get(number).cloned());
@@ -97,15 +98,16 @@ pub(super) async fn apply(
 }
 
 /// The Job that ends a shard's session, when all of its workers stop: they hand their session over to it.
+/// Beside the shard the generation of the plan that ends it, where that counts.
 pub fn retire(
     work: &Work<'_>,
     ctx: &Context,
     resolved: &Resolved,
-    shard: u32,
+    (shard, generation): (u32, Option<i64>),
     objects: &ShardObjects,
     keep: &mut BTreeSet<(Kind, String)>,
 ) -> Option<Wanted> {
-    let wanted = job::retire(&work.owner, resolved, &ctx.config, shard);
+    let wanted = job::retire(&work.owner, resolved, &ctx.config, shard, generation);
     match &objects.job {
         // Pruned, and made anew.
         Some(_) if objects.has_worker() => None,

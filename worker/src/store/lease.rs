@@ -120,6 +120,14 @@ pub enum LeaseError {
     /// Another holds it.
     #[error("another worker holds the lease")]
     Superseded,
+    /// The shard is wanted again.
+    #[error(
+        "the shard follows plan {followed}, which is newer than the one that ends it; retire it by the newest"
+    )]
+    OutdatedPlan {
+        /// Generation of the plan that is followed.
+        followed: i64,
+    },
 }
 
 /// Registers the instance at its first call, and takes the lease if the rules allow.
@@ -181,7 +189,13 @@ async fn ask_for(
         Some(holder) => rank_of(&mut transaction, key, holder).await?.0,
         None => 0,
     };
-    let held = Held { instance: holder.clone(), rank: holder_rank, retiring, expires_at };
+    let held = Held {
+        instance: holder.clone(),
+        rank: holder_rank,
+        retiring,
+        expires_at,
+        plan_generation: state.plan_generation,
+    };
     let asker = Asker { instance: me.instance.clone(), rank, wait_until, superseded };
     let answer = match decide(&held, &asker, purpose, now) {
         Decision::Take { supersedes } => {
@@ -195,7 +209,7 @@ async fn ask_for(
             .bind(&key.0)
             .bind(&me.instance)
             .bind(me.incarnation)
-            .bind(purpose == Purpose::Retire)
+            .bind(matches!(purpose, Purpose::Retire { .. }))
             .bind(TTL.as_secs_f64())
             .execute(&mut *transaction)
             .await?;
@@ -206,6 +220,7 @@ async fn ask_for(
         }
         Decision::Preflight => Acquired::NeedsPreflight,
         Decision::Wait(why) => Acquired::Wait { holder: holder.unwrap_or_default(), why },
+        Decision::Outdated => return Err(LeaseError::OutdatedPlan { followed: held.plan_generation }),
     };
     transaction.commit().await?;
     connection.give_back();

@@ -19,7 +19,10 @@ pub enum Purpose {
         preflight: bool,
     },
     /// To end the shard's session for good.
-    Retire,
+    Retire {
+        /// Generation of the plan that ends it; none if no plan is asked.
+        plan: Option<i64>,
+    },
 }
 
 /// The lease row as far as the rules look at it.
@@ -33,6 +36,8 @@ pub struct Held {
     pub retiring: bool,
     /// When it ends.
     pub expires_at: Micros,
+    /// Highest plan generation that was followed.
+    pub plan_generation: i64,
 }
 
 /// Who asks.
@@ -60,10 +65,16 @@ pub enum Decision {
     Preflight,
     /// Not now.
     Wait(&'static str),
+    /// Not by this plan: a newer one is followed.
+    Outdated,
 }
 
 /// Who may take the lease.
 pub fn decide(held: &Held, asker: &Asker, purpose: Purpose, now: Micros) -> Decision {
+    // Made by an operator that was no longer the leader: the shard is wanted again.
+    if matches!(purpose, Purpose::Retire { plan: Some(plan) } if plan < held.plan_generation) {
+        return Decision::Outdated;
+    }
     let Some(holder) = &held.instance else {
         return Decision::Take { supersedes: false };
     };
@@ -84,7 +95,7 @@ pub fn decide(held: &Held, asker: &Asker, purpose: Purpose, now: Micros) -> Deci
             Decision::Wait("this instance lost the shard before")
         }
         Purpose::Run { preflight: false } => Decision::Preflight,
-        Purpose::Retire | Purpose::Run { preflight: true } => Decision::Take { supersedes: true },
+        Purpose::Retire { .. } | Purpose::Run { preflight: true } => Decision::Take { supersedes: true },
     }
 }
 
@@ -119,7 +130,7 @@ mod tests {
     use super::*;
 
     fn held(instance: &str, rank: i64, expires_at: Micros) -> Held {
-        Held { instance: Some(instance.into()), rank, retiring: false, expires_at }
+        Held { instance: Some(instance.into()), rank, retiring: false, expires_at, plan_generation: 3 }
     }
 
     fn asker(instance: &str, rank: i64) -> Asker {
@@ -152,6 +163,16 @@ mod tests {
         let lease = Held { retiring: true, ..held("a", 1, 100) };
         assert!(matches!(decide(&lease, &asker("b", 2), RUN, 0), Decision::Wait(_)));
         assert_eq!(decide(&lease, &asker("b", 2), RUN, 100), Decision::Take { supersedes: false });
+    }
+
+    #[test]
+    fn a_plan_that_is_older_than_the_one_that_is_followed_does_not_end_a_shard() {
+        let retire = |plan, now| decide(&held("a", 1, 100), &asker("b", 2), Purpose::Retire { plan }, now);
+        assert_eq!(retire(Some(2), 0), Decision::Outdated);
+        assert_eq!(retire(Some(2), 100), Decision::Outdated, "even if nobody holds it now");
+        for plan in [Some(3), Some(4), None] {
+            assert_eq!(retire(plan, 0), Decision::Take { supersedes: true });
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::scale::stored;
 use crate::bed::Bed;
-use crate::plant::{PIPELINE, Plant, SYSTEM};
+use crate::plant::{self, PIPELINE, Plant, SYSTEM};
 use crate::record::Recorder;
 use crate::scenario;
 use crate::scenarios::load::Load;
@@ -111,6 +111,10 @@ async fn operator_and_workers_killed_twenty_times_each_lose_and_double_nothing_u
 
 async fn killed(bed: &Bed, victims: Victims, name: &str) -> Result<()> {
     let plant = Plant::new(bed).await?;
+    if victims.operator {
+        // Else there would hardly ever be a leader to kill.
+        plant::install_with(&plant.cluster, &["leaseDurationSeconds=3"])?;
+    }
     plant.start(1).await?;
     let title = match victims {
         Victims { operator: true, workers: true } => "Operator and workers killed 20 times each",
@@ -154,7 +158,8 @@ async fn killed(bed: &Bed, victims: Victims, name: &str) -> Result<()> {
     for gone in 5..8 {
         anyhow::ensure!(!plant.has_session(gone).await?, "shard {gone} left a session");
     }
-    run.finish(bed, name).await
+    run.finish(bed, name).await?;
+    if victims.operator { plant::install(&plant.cluster) } else { Ok(()) }
 }
 
 /// The operator's process; and its pod, which would otherwise wait longer and longer to start again.
@@ -187,8 +192,7 @@ async fn a_broker_that_restarts_in_the_middle_of_a_move_costs_nothing_under_load
     plant.start(2).await?;
     let run = Run::start(bed, &plant, "The broker restarts in the middle of a move");
     plant.scale(6)?;
-    let moving =
-        plant.until("keys are on their way", |ipl| crate::plant::condition(ipl, "PlanApplied").0 != "True");
+    let moving = plant.until("keys are on their way", |ipl| plant::condition(ipl, "PlanApplied").0 != "True");
     moving.await?;
     let mark = run.recorder.mark("broker restarts");
     bed.broker()?.stop()?;
@@ -206,7 +210,7 @@ async fn a_database_that_restarts_in_the_middle_of_a_retire_costs_nothing_under_
     plant.start(6).await?;
     let run = Run::start(bed, &plant, "The database restarts in the middle of a retire");
     plant.scale(1)?;
-    crate::wait::until_async("a retire Job is there", crate::plant::PATIENCE, || async {
+    crate::wait::until_async("a retire Job is there", plant::PATIENCE, || async {
         plant.names("jobs").is_ok_and(|jobs| jobs.iter().any(|job| job.contains("retire")))
     })
     .await?;

@@ -35,6 +35,7 @@ pub fn all() -> Vec<Scenario> {
                 [cluster]
         ),
         scenario!(an_upgrade_of_the_chart_restarts_no_worker_of_an_unchanged_pipeline[cluster, alone]),
+        scenario!(another_image_for_all_pipelines_reaches_so_many_at_a_time_as_the_chart_says[cluster, alone]),
         scenario!(a_drained_nodes_shards_move_to_the_other_node_and_every_message_is_stored_once[cluster, alone]),
     ]
 }
@@ -229,6 +230,54 @@ async fn an_upgrade_of_the_chart_restarts_no_worker_of_an_unchanged_pipeline(bed
     plant.ready(2).await?;
     ensure!(uids()? == before, "{before:?} became {:?}", uids()?);
     Ok(())
+}
+
+async fn another_image_for_all_pipelines_reaches_so_many_at_a_time_as_the_chart_says(
+    bed: &mut Bed,
+) -> Result<()> {
+    const PIPELINES: [&str; 3] = [PIPELINE, "second", "third"];
+    const ONE: &str = "rollouts.pipelinesAtOnce=1";
+    let (plant, cluster) = (Plant::new(bed).await?, bed.cluster()?);
+    cluster.tag_image(PENSTOCK, OTHER)?;
+    plant::install_with(&cluster, &[ONE])?;
+    for name in PIPELINES {
+        plant.apply(&plant.manifest(|text| {
+            text.replace("replicas: 3", "replicas: 2")
+                .replace("metadata: {name: plant}", &format!("metadata: {{name: {name}}}"))
+                .replace(&plant.prefix, &format!("{}-{name}", plant.prefix))
+        })?)?;
+    }
+    let all = || -> Result<Vec<Value>> {
+        PIPELINES.iter().map(|name| plant.object("ingestpipelines.penstock.dev", name)).collect()
+    };
+    let all_are_settled = || async { all().is_ok_and(|all| all.iter().all(|ipl| plant::is_settled(ipl, 2))) };
+    until_async("all are ready", PATIENCE, all_are_settled).await.with_context(|| plant.logs())?;
+    let (repository, tag) = OTHER.split_once(':').context("an image's tag")?;
+    let (repository, tag) =
+        (format!("worker.image.repository={repository}"), format!("worker.image.tag={tag}"));
+    plant::install_with(&cluster, &[ONE, &repository, &tag])?;
+    let (mut most, mut waited) = (0, BTreeSet::new());
+    until_async("all have the other image", PATIENCE, || {
+        let reasons: Vec<(&str, String)> = all()
+            .unwrap_or_default()
+            .iter()
+            .zip(PIPELINES)
+            .map(|(ipl, name)| (name, condition(ipl, "Reconciling").1.to_owned()))
+            .collect();
+        most = most.max(reasons.iter().filter(|(_, reason)| reason == "rolling").count());
+        let waiting = reasons.iter().filter(|(_, reason)| reason == "rollout_waiting");
+        waited.extend(waiting.map(|(name, _)| *name));
+        let done = images(&plant).is_ok_and(|images| {
+            images.len() == 2 * PIPELINES.len() && images.values().all(|image| image == OTHER)
+        });
+        async move { done }
+    })
+    .await
+    .with_context(|| plant.logs())?;
+    until_async("all are ready again", PATIENCE, all_are_settled).await?;
+    ensure!(most == 1, "{most} pipelines were rolled at once");
+    ensure!(waited.len() == 2, "{waited:?} waited for their turn");
+    plant::install(&cluster)
 }
 
 async fn a_drained_nodes_shards_move_to_the_other_node_and_every_message_is_stored_once(

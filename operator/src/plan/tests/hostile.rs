@@ -30,6 +30,8 @@ struct Files {
 
 #[derive(Debug, Clone, PartialEq)]
 struct Job {
+    /// Of the plan that it is made by.
+    generation: i64,
     done: bool,
     /// It is made anew.
     failed: bool,
@@ -55,7 +57,7 @@ enum Write {
     Plan(Option<u64>, Plan),
     Files(u32, Option<u64>, Files),
     Deployment(u32, bool),
-    Job(u32),
+    Job(u32, i64),
     DeletePlan(u64),
     DeleteFiles(u32),
     DeleteDeployment(u32, u64),
@@ -178,7 +180,7 @@ impl Leader {
                         kept_jobs.insert(shard);
                     }
                     if gone && !jobs.contains_key(&shard) {
-                        writes.push_back(Write::Job(shard));
+                        writes.push_back(Write::Job(shard, plan.generation));
                     }
                 }
             }
@@ -212,7 +214,7 @@ impl Server {
             Write::Plan(..) => self.plan.clone_from(&server.plan),
             Write::Files(shard, ..) => _ = self.files.insert(*shard, server.files[shard].clone()),
             Write::Deployment(shard, _) => _ = self.deployments.insert(*shard, server.deployments[shard]),
-            Write::Job(shard) => _ = self.jobs.insert(*shard, server.jobs[shard].clone()),
+            Write::Job(shard, _) => _ = self.jobs.insert(*shard, server.jobs[shard].clone()),
             Write::DeletePlan(_)
             | Write::DeleteFiles(_)
             | Write::DeleteDeployment(..)
@@ -245,10 +247,10 @@ impl Server {
                 self.deployments.insert(shard, (uid, runs));
                 true
             }
-            Write::Job(shard) => {
+            Write::Job(shard, generation) => {
                 let done = !self.jobs.contains_key(&shard);
                 if done {
-                    self.jobs.insert(shard, (count, Job { done: false, failed: false }));
+                    self.jobs.insert(shard, (count, Job { generation, done: false, failed: false }));
                 }
                 done
             }
@@ -368,12 +370,18 @@ impl World {
         *session = next;
     }
 
-    /// A retire Job ends the session. It takes the lease from whoever has it.
+    /// A retire Job ends the session, and takes the lease from whoever has it; unless a newer plan than its own
+    /// is followed.
     fn retire(&mut self, shard: u32) {
         let Some((_, job)) = self.server.jobs.get_mut(&shard).filter(|(_, job)| !job.done && !job.failed)
         else {
             return;
         };
+        let followed = self.rows.get(&shard).map_or(0, |row| row.generation);
+        if job.generation < followed {
+            job.failed = true;
+            return;
+        }
         job.done = true;
         self.rows.remove(&shard);
         self.sessions.remove(&shard);
