@@ -83,7 +83,7 @@ pub struct Plant {
 
 impl Plant {
     /// A namespace with the Secrets that the example names, and nothing else.
-    pub async fn new(bed: &Bed) -> Result<Self> {
+    pub async fn new(bed: &Bed) -> Result<Arc<Self>> {
         let cluster = bed.cluster()?;
         let host = cluster.host_address()?;
         let broker = Proxy::start_at(host, bed.address.clone()).await?;
@@ -108,7 +108,7 @@ impl Plant {
             "pod-security.kubernetes.io/enforce=restricted",
         ])?;
         plant.secrets(bed, host)?;
-        Ok(plant)
+        Ok(Arc::new(plant))
     }
 
     /// The Secrets that the example names.

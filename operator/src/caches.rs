@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use futures_util::StreamExt;
-use kube::api::{Api, DynamicObject};
+use kube::api::{Api, DynamicObject, TypeMeta};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -143,6 +143,9 @@ impl Tables {
         let place = (object.namespace().unwrap_or_default(), object.name_any());
         let Some(owner) = Owner::of(&object) else { return self.remove(kind, &place).into_iter().collect() };
         object.metadata.managed_fields = None;
+        // A list does not say of what.
+        let resource = kind.resource();
+        object.types = Some(TypeMeta { api_version: resource.api_version, kind: resource.kind });
         let version = object.metadata.resource_version.take();
         let Ok(text) = serde_json::to_string(&object) else { return Vec::new() };
         if kind == Kind::Pod {
@@ -355,6 +358,15 @@ mod tests {
         assert_eq!(see(Event::Delete(object("two", "q", "8", "y"))), ["q"]);
         let tables = tables.into_inner().unwrap();
         assert!(tables.objects.is_empty() && tables.owners.is_empty());
+    }
+
+    #[test]
+    fn an_object_of_a_list_is_the_same_as_one_of_a_watch() {
+        let (tables, mut listed) = (RwLock::new(Tables::default()), HashSet::new());
+        let mut see = |event| touched(&tables, event, &mut listed);
+        let of_list = DynamicObject { types: None, ..object("one", "p", "1", "x") };
+        assert_eq!(see(Event::InitApply(of_list)), ["p"]);
+        assert_eq!(see(Event::Apply(object("one", "p", "2", "x"))), [""; 0]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod leader;
 mod life;
 mod moves;
 mod rollout;
+mod run;
 mod scale;
 mod sharding;
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::moves::Run;
+use super::run::Run;
 use crate::bed::Bed;
 use crate::cluster::Cluster;
 use crate::plant::{PATIENCE, Plant, SYSTEM};

@@ -1,18 +1,16 @@
 //! Two replicas of the operator: the one that leads dies, freezes, is cut off or is replaced in the middle
 //! of a scale. Another finishes, and the API server's audit log never shows two that write.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::scale::stored;
+use super::run::Run;
 use crate::bed::Bed;
 use crate::cluster::Cluster;
 use crate::plant::{OPERATOR, PATIENCE, Plant, SYSTEM, condition};
 use crate::scenario;
-use crate::scenarios::load::Load;
 use crate::stack::process::output;
 use crate::suite::Scenario;
 use crate::wait::until_async;
@@ -34,8 +32,7 @@ pub fn all() -> Vec<Scenario> {
 
 /// A pipeline under load whose scale to four shards is on its way.
 struct Moving {
-    plant: Plant,
-    load: Load,
+    run: Run,
     /// The pod that leads.
     leader: String,
     /// How often its process has been started again.
@@ -45,59 +42,66 @@ struct Moving {
 }
 
 impl Moving {
-    async fn start(bed: &Bed) -> Result<Self> {
+    async fn start(bed: &Bed, title: &str) -> Result<Self> {
         let cluster = bed.cluster()?;
         until_async("two replicas are ready", PATIENCE, || async { ready(&cluster).is_ok_and(|n| n == 2) })
             .await?;
         let from = std::fs::metadata(cluster.audit_log()?)?.len() as usize;
         let plant = Plant::new(bed).await?;
         plant.start(2).await?;
-        let load = Load::mixed(bed, 300.0);
+        let run = Run::start(bed, &plant, title);
         let leader = leader(&cluster)?;
         let restarts = restarts(&get(&cluster, &["pod", &leader])?);
-        plant.scale(4)?;
-        plant.until("the scale is on its way", |ipl| condition(ipl, "Reconciling").0 == "True").await?;
-        Ok(Self { plant, load, leader, restarts, from })
+        run.plant.scale(4)?;
+        run.plant.until("the scale is on its way", |ipl| condition(ipl, "Reconciling").0 == "True").await?;
+        Ok(Self { run, leader, restarts, from })
     }
 
     /// Waits until another leads; its pod.
     async fn taken_over(&self) -> Result<String> {
-        let since = Instant::now();
+        let (since, mark) = (Instant::now(), self.run.recorder.mark("no leader"));
         let another =
-            || leader(&self.plant.cluster).ok().filter(|pod| !pod.is_empty() && *pod != self.leader);
+            || leader(&self.run.plant.cluster).ok().filter(|pod| !pod.is_empty() && *pod != self.leader);
         until_async("another replica leads", TAKEOVER, || async { another().is_some() })
             .await
-            .with_context(|| self.plant.logs())?;
-        eprintln!("  another replica leads after {:.1} s", since.elapsed().as_secs_f64());
+            .with_context(|| self.run.plant.logs())?;
+        self.run.recorder.over(mark);
+        let after = format!("{:.1} s", since.elapsed().as_secs_f64());
+        eprintln!("  another replica leads after {after}");
+        self.run.recorder.found("until another replica leads", after);
         another().context("nobody leads")
     }
 
     /// Lets it come to its end, and compares. Every write was by the pod that held the lease.
-    async fn finish(self, bed: &Bed) -> Result<Vec<Reign>> {
-        self.plant.ready(4).await.with_context(|| self.plant.logs())?;
+    async fn finish(self, bed: &Bed, name: &str) -> Result<Vec<Reign>> {
+        self.run.plant.ready(4).await.with_context(|| self.run.plant.logs())?;
         // With the new leader there and back: time in which an old one would be heard of.
-        self.plant.scale(2)?;
-        self.plant.ready(2).await.with_context(|| self.plant.logs())?;
-        self.load.progress.stop.store(true, Ordering::SeqCst);
-        stored(bed, &self.load.ledger().await?).await?;
-        let reigns = reigns(&self.plant.cluster, self.from)?;
+        self.run.scale(2).await?;
+        let reigns = reigns(&self.run.plant.cluster, self.from)?;
         for reign in &reigns {
             eprintln!("  {}: {} writes", reign.pod, reign.writes);
         }
+        self.run.finish(bed, name).await?;
         Ok(reigns)
     }
 
     /// Waits until the leader's process has ended by itself.
     async fn ended(&self) -> Result<()> {
-        let pod = || get(&self.plant.cluster, &["pod", &self.leader]);
+        let pod = || get(&self.run.plant.cluster, &["pod", &self.leader]);
         until_async("the old leader has ended", PATIENCE, || async {
             pod().is_ok_and(|pod| restarts(&pod) > self.restarts)
         })
         .await?;
         let code = pod()?["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"].clone();
-        ensure!(code == 1, "the old leader ended with {code}: {}", self.plant.logs());
-        let said =
-            self.plant.cluster.kubectl(&["logs", "-n", SYSTEM, &self.leader, "--previous", "--tail=5"])?;
+        ensure!(code == 1, "the old leader ended with {code}: {}", self.run.plant.logs());
+        let said = self.run.plant.cluster.kubectl(&[
+            "logs",
+            "-n",
+            SYSTEM,
+            &self.leader,
+            "--previous",
+            "--tail=5",
+        ])?;
         ensure!(said.contains("lease_not_renewed"), "it does not say why: {said}");
         Ok(())
     }
@@ -193,10 +197,10 @@ fn reigns(cluster: &Cluster, from: usize) -> Result<Vec<Reign>> {
 }
 
 async fn a_leader_is_killed_in_the_middle_of_a_scale_and_another_finishes_it(bed: &mut Bed) -> Result<()> {
-    let moving = Moving::start(bed).await?;
-    moving.plant.crash(SYSTEM, &moving.leader)?;
+    let moving = Moving::start(bed, "A leader is killed in the middle of a scale").await?;
+    moving.run.plant.crash(SYSTEM, &moving.leader)?;
     let (old, new) = (moving.leader.clone(), moving.taken_over().await?);
-    two_reigns(&moving.finish(bed).await?, &old, &new)
+    two_reigns(&moving.finish(bed, "5-leader-killed").await?, &old, &new)
 }
 
 /// One after the other, and both wrote.
@@ -210,34 +214,34 @@ fn two_reigns(reigns: &[Reign], old: &str, new: &str) -> Result<()> {
 async fn a_leader_without_network_stops_before_another_begins_and_writes_nothing_later(
     bed: &mut Bed,
 ) -> Result<()> {
-    let moving = Moving::start(bed).await?;
-    let (cluster, old) = (moving.plant.cluster.clone(), moving.leader.clone());
+    let moving = Moving::start(bed, "A leader without network in the middle of a scale").await?;
+    let (cluster, old) = (moving.run.plant.cluster.clone(), moving.leader.clone());
     cut(&cluster, &old, "-I")?;
     let ended = moving.ended().await;
     let new = moving.taken_over().await;
     cut(&cluster, &old, "-D")?;
     ended?;
-    two_reigns(&moving.finish(bed).await?, &old, &new?)
+    two_reigns(&moving.finish(bed, "5-leader-cut-off").await?, &old, &new?)
 }
 
 async fn a_leader_that_was_frozen_writes_nothing_when_it_goes_on_and_ends(bed: &mut Bed) -> Result<()> {
-    let moving = Moving::start(bed).await?;
+    let moving = Moving::start(bed, "A leader that is frozen in the middle of a scale").await?;
     let old = moving.leader.clone();
-    moving.plant.signal(SYSTEM, &old, "SIGSTOP")?;
+    moving.run.plant.signal(SYSTEM, &old, "SIGSTOP")?;
     let new = moving.taken_over().await;
-    moving.plant.signal(SYSTEM, &old, "SIGCONT")?;
+    moving.run.plant.signal(SYSTEM, &old, "SIGCONT")?;
     moving.ended().await?;
-    two_reigns(&moving.finish(bed).await?, &old, &new?)
+    two_reigns(&moving.finish(bed, "5-leader-frozen").await?, &old, &new?)
 }
 
 async fn a_rolling_restart_hands_the_lease_over_within_seconds(bed: &mut Bed) -> Result<()> {
-    let moving = Moving::start(bed).await?;
-    let cluster = moving.plant.cluster.clone();
+    let moving = Moving::start(bed, "A rolling restart of the operator in the middle of a scale").await?;
+    let cluster = moving.run.plant.cluster.clone();
     let old: Vec<Value> = replicas(&cluster)?.iter().map(|pod| pod["metadata"]["name"].clone()).collect();
     cluster.kubectl(&["rollout", "restart", "-n", SYSTEM, "deployment/penstock"])?;
     cluster.kubectl(&["rollout", "status", "-n", SYSTEM, "deployment/penstock", "--timeout=90s"])?;
     moving.taken_over().await?;
-    let reigns = moving.finish(bed).await?;
+    let reigns = moving.finish(bed, "5-rolling-restart").await?;
     let last = reigns.last().context("nobody leads")?;
     ensure!(!old.contains(&Value::from(last.pod.as_str())), "an old one leads: {reigns:?}");
     for pair in reigns.windows(2) {

@@ -5,17 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::scale::stored;
+use super::run::Run;
 use crate::bed::Bed;
-use crate::plant::{self, PIPELINE, Plant, SYSTEM};
-use crate::record::Recorder;
+use crate::plant::{self, Plant, SYSTEM};
 use crate::scenario;
-use crate::scenarios::load::Load;
 use crate::suite::Scenario;
 
 const KILLS: u32 = 20;
-/// Messages a second.
-const RATE: f64 = 200.0;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
@@ -27,53 +23,6 @@ pub fn all() -> Vec<Scenario> {
         scenario!(an_operator_killed_twenty_times_while_shards_move_finishes_under_load[cluster, alone]),
         scenario!(operator_and_workers_killed_twenty_times_each_lose_and_double_nothing_under_load[cluster, alone]),
     ]
-}
-
-/// A pipeline under load, and the notes that are taken of it.
-pub struct Run<'a> {
-    /// The pipeline.
-    pub plant: &'a Plant,
-    /// What was seen.
-    pub recorder: Recorder,
-    load: Load,
-}
-
-impl<'a> Run<'a> {
-    /// Begins to publish.
-    pub fn start(bed: &Bed, plant: &'a Plant, title: &str) -> Self {
-        let load = Load::mixed(bed, RATE);
-        let (cluster, namespace) = (plant.cluster.clone(), plant.namespace.clone());
-        let ready = move || {
-            let path = "jsonpath={.status.readyReplicas}";
-            let kind = "ingestpipelines.penstock.dev";
-            cluster.kubectl(&["get", kind, PIPELINE, "-n", &namespace, "-o", path]).ok()?.parse().ok()
-        };
-        let recorder = Recorder::start(title, bed.database.admin_url.clone(), load.progress.clone(), ready);
-        Self { plant, recorder, load }
-    }
-
-    /// Scales, and waits until it is done.
-    pub async fn scale(&self, replicas: u32) -> Result<()> {
-        let mark = self.recorder.mark(&format!("to {replicas}"));
-        self.plant.scale(replicas)?;
-        self.plant.ready(replicas).await.with_context(|| self.plant.logs())?;
-        self.recorder.over(mark);
-        Ok(())
-    }
-
-    /// Ends the load, compares row by row, and keeps the notes.
-    pub async fn finish(self, bed: &Bed, name: &str) -> Result<()> {
-        self.load.progress.stop.store(true, Ordering::SeqCst);
-        // Not of the time when nothing is published.
-        let longest = self.recorder.so_far().longest_lag();
-        let ledger = self.load.ledger().await?;
-        stored(bed, &ledger).await.with_context(|| self.plant.logs())?;
-        self.recorder.found("messages published and stored exactly once", ledger.len().to_string());
-        self.recorder.found("longest delay of a device's newest row", format!("{longest:.1} s"));
-        self.recorder.keep(name)?;
-        eprintln!("  {} messages, longest delay {longest:.1} s", ledger.len());
-        Ok(())
-    }
 }
 
 async fn one_shard_becomes_eight_and_two_and_five_under_load(bed: &mut Bed) -> Result<()> {
@@ -163,7 +112,7 @@ async fn killed(bed: &Bed, victims: Victims, name: &str) -> Result<()> {
 }
 
 /// The operator's process; and its pod, which would otherwise wait longer and longer to start again.
-fn kill_operator(run: &Run<'_>, random: &mut fastrand::Rng) {
+fn kill_operator(run: &Run, random: &mut fastrand::Rng) {
     let label = "app.kubernetes.io/name=penstock";
     let cluster = &run.plant.cluster;
     let Ok(pods) = cluster.kubectl(&["get", "pods", "-n", SYSTEM, "-l", label, "-o", "name"]) else { return };
@@ -175,7 +124,7 @@ fn kill_operator(run: &Run<'_>, random: &mut fastrand::Rng) {
     let _ = cluster.kubectl(&["delete", "pod", pod, "-n", SYSTEM, "--wait=false"]);
 }
 
-fn kill_worker(run: &Run<'_>, random: &mut fastrand::Rng) {
+fn kill_worker(run: &Run, random: &mut fastrand::Rng) {
     let Ok(pods) = run.plant.names("pods") else { return };
     let pods: Vec<&str> = pods.iter().filter_map(|pod| pod.strip_prefix("pod/")).collect();
     if let Some(pod) = random.choice(&pods)

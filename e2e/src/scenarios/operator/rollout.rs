@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use penstock_operator::names;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 
-use super::scale::stored;
+use super::run::{RATE, Run};
 use crate::bed::Bed;
 use crate::cluster::image::PENSTOCK;
 use crate::plant::{self, PATIENCE, PIPELINE, Plant, condition};
 use crate::scenario;
-use crate::scenarios::load::Load;
 use crate::suite::Scenario;
 use crate::wait::until_async;
 
@@ -22,7 +22,6 @@ use crate::wait::until_async;
 const OTHER: &str = "localhost/penstock:other";
 /// Goal for the time without a consumer at a takeover.
 const GOAL: f64 = 3.0;
-const RATE: f64 = 300.0;
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
@@ -34,7 +33,7 @@ pub fn all() -> Vec<Scenario> {
             another_image_reaches_eight_shards_one_at_a_time_under_load_and_every_message_is_stored_once
                 [cluster]
         ),
-        scenario!(an_upgrade_of_the_chart_restarts_no_worker_of_an_unchanged_pipeline[cluster, alone]),
+        scenario!(an_upgrade_of_the_chart_restarts_no_worker_and_writes_nothing_of_an_unchanged_pipeline[cluster, alone]),
         scenario!(another_image_for_all_pipelines_reaches_so_many_at_a_time_as_the_chart_says[cluster, alone]),
         scenario!(a_drained_nodes_shards_move_to_the_other_node_and_every_message_is_stored_once[cluster, alone]),
     ]
@@ -65,19 +64,6 @@ fn set_image(plant: &Plant, image: &str) -> Result<()> {
     let patch = format!(r#"{{"spec":{{"worker":{{"image":"{image}"}}}}}}"#);
     plant.kubectl(&["patch", "ingestpipelines.penstock.dev", PIPELINE, "--type=merge", "-p", &patch])?;
     Ok(())
-}
-
-fn load(bed: &Bed) -> Load {
-    Load::mixed(bed, RATE)
-}
-
-/// Ends the load; every message is stored once, and both sums hold in every worker.
-async fn settle(bed: &Bed, plant: &Plant, load: Load) -> Result<usize> {
-    load.progress.stop.store(true, Ordering::SeqCst);
-    let ledger = load.ledger().await?;
-    stored(bed, &ledger).await?;
-    plant.identities().await?;
-    Ok(ledger.len())
 }
 
 async fn samples(bed: &Bed) -> Result<i64> {
@@ -118,12 +104,13 @@ fn gaps(plant: &Plant) -> Result<BTreeMap<String, f64>> {
     Ok(shards.iter().filter_map(gap).collect())
 }
 
-fn tell(what: &str, took: Duration, messages: usize, gaps: &BTreeMap<String, f64>) {
-    let p99 = gaps.values().copied().fold(0.0, f64::max);
-    println!(
-        "{what}: {:.1} s, {messages} messages; seconds without a consumer at each takeover {gaps:?}, p99 {p99:.1} (goal {GOAL})",
-        took.as_secs_f64()
-    );
+/// Keeps how long the change took, and the gaps.
+fn tell(run: &Run, took: Duration, gaps: &BTreeMap<String, f64>) {
+    let (took, p99) = (format!("{:.1} s", took.as_secs_f64()), gaps.values().copied().fold(0.0, f64::max));
+    let without = format!("{gaps:?}; p99 {p99:.1} (goal {GOAL})");
+    eprintln!("  {took}; seconds without a consumer at each takeover {without}");
+    run.recorder.found("until all shards had their new pods", took);
+    run.recorder.found("seconds without a consumer at each takeover", without);
 }
 
 async fn a_bad_image_stalls_at_the_first_shard_ingestion_goes_on_and_a_corrected_one_finishes(
@@ -132,7 +119,8 @@ async fn a_bad_image_stalls_at_the_first_shard_ingestion_goes_on_and_a_corrected
     let plant = Plant::new(bed).await?;
     bed.cluster()?.tag_image(PENSTOCK, OTHER)?;
     plant.start(3).await?;
-    let load = load(bed);
+    let run = Run::start(bed, &plant, "A bad image, and a corrected one");
+    let mark = run.recorder.mark("a bad image");
     set_image(&plant, "localhost/penstock:nowhere")?;
     plant
         .until("it stalls and says why, and is ready", |ipl| {
@@ -156,38 +144,42 @@ async fn a_bad_image_stalls_at_the_first_shard_ingestion_goes_on_and_a_corrected
     let two: Vec<_> =
         pods(&plant)?.into_iter().filter(|(_, pods)| pods.len() > 1).map(|(shard, _)| shard).collect();
     ensure!(two == ["0"], "shards {two:?} have two pods");
+    run.recorder.over(mark);
+    let mark = run.recorder.mark("a good one");
     set_image(&plant, OTHER)?;
     plant.ready(3).await.with_context(|| plant.logs())?;
+    run.recorder.over(mark);
     ensure!(condition(&plant.pipeline()?, "Stalled").0 == "False");
     ensure!(images(&plant)?.values().all(|image| image == OTHER), "{:?}", images(&plant)?);
-    settle(bed, &plant, load).await?;
-    Ok(())
+    run.finish(bed, "3-bad-image").await
 }
 
 async fn another_image_reaches_eight_shards_one_at_a_time_under_load_and_every_message_is_stored_once(
     bed: &mut Bed,
 ) -> Result<()> {
-    let plant = Arc::new(Plant::new(bed).await?);
+    let plant = Plant::new(bed).await?;
     bed.cluster()?.tag_image(PENSTOCK, OTHER)?;
     plant.start(8).await?;
-    let load = load(bed);
+    let run = Run::start(bed, &plant, "Another image for eight shards");
     let (stop, watching) = watch(&plant);
-    let start = Instant::now();
+    let (start, mark) = (Instant::now(), run.recorder.mark("another image"));
     set_image(&plant, OTHER)?;
     plant.ready(8).await.with_context(|| plant.logs())?;
     let took = start.elapsed();
+    run.recorder.over(mark);
     stop.store(true, Ordering::SeqCst);
     let seen = watching.await??;
     ensure!(images(&plant)?.values().all(|image| image == OTHER), "{:?}", images(&plant)?);
     ensure!(seen.len() == 8, "only of shards {seen:?} two pods were seen");
     let gaps = gaps(&plant)?;
     ensure!(gaps.len() == 8, "only of shards {gaps:?} a takeover is told");
-    let messages = settle(bed, &plant, load).await?;
-    tell("image roll of 8 shards", took, messages, &gaps);
-    Ok(())
+    tell(&run, took, &gaps);
+    run.finish(bed, "3-image").await
 }
 
-async fn an_upgrade_of_the_chart_restarts_no_worker_of_an_unchanged_pipeline(bed: &mut Bed) -> Result<()> {
+async fn an_upgrade_of_the_chart_restarts_no_worker_and_writes_nothing_of_an_unchanged_pipeline(
+    bed: &mut Bed,
+) -> Result<()> {
     let plant = Plant::new(bed).await?;
     plant.start(2).await?;
     let uids = || -> Result<BTreeSet<String>> {
@@ -201,7 +193,13 @@ async fn an_upgrade_of_the_chart_restarts_no_worker_of_an_unchanged_pipeline(bed
             })
             .collect())
     };
-    let before = uids()?;
+    // Nobody but the operator writes these.
+    let versions = || {
+        let label = format!("{}={PIPELINE}", names::PIPELINE);
+        let path = "jsonpath={.items[*].metadata.resourceVersion}";
+        plant.kubectl(&["get", "configmaps,serviceaccounts", "-l", &label, "-o", path])
+    };
+    let (before, written) = (uids()?, versions()?);
     let operator = || {
         plant.kubectl(&[
             "-n",
@@ -229,6 +227,7 @@ async fn an_upgrade_of_the_chart_restarts_no_worker_of_an_unchanged_pipeline(bed
     .with_context(|| plant.logs())?;
     plant.ready(2).await?;
     ensure!(uids()? == before, "{before:?} became {:?}", uids()?);
+    ensure!(versions()? == written, "something was written: {written} became {}", versions()?);
     Ok(())
 }
 
@@ -292,8 +291,8 @@ async fn a_drained_nodes_shards_move_to_the_other_node_and_every_message_is_stor
     let node = "node-1";
     let there = on(node)?;
     ensure!((3..=5).contains(&there.len()), "{there:?} are on {node}");
-    let load = load(bed);
-    let start = Instant::now();
+    let run = Run::start(bed, &plant, "A node is drained");
+    let (start, mark) = (Instant::now(), run.recorder.mark("drain"));
     let mut drain = bed.cluster()?.kubectl_command()?;
     drain.args(["drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=150s"]);
     let drained = tokio::task::spawn_blocking(move || drain.output()).await?;
@@ -308,7 +307,8 @@ async fn a_drained_nodes_shards_move_to_the_other_node_and_every_message_is_stor
     plant.kubectl(&["uncordon", node])?;
     let (gaps, took) = (after?, start.elapsed());
     ensure!(there.iter().all(|shard| gaps.contains_key(shard)), "{there:?} moved, and {gaps:?} tell so");
-    let messages = settle(bed, &plant, load).await?;
-    tell(&format!("drain of a node with {} of 8 shards", there.len()), took, messages, &gaps);
-    Ok(())
+    run.recorder.over(mark);
+    run.recorder.found("shards on the node", format!("{} of 8", there.len()));
+    tell(&run, took, &gaps);
+    run.finish(bed, "3-drain").await
 }
