@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::apply::Applier;
-use crate::caches::{Caches, Triggers};
+use crate::caches::{Caches, PAGE, Triggers};
 use crate::context::{Context, Shared};
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -130,7 +130,7 @@ where
     let mut stop = stop.clone();
     let writer = Writer::default();
     let (reader, listed) = (writer.as_reader(), context.listed.clone());
-    let objects = watcher(api, watcher::Config::default())
+    let objects = watcher(api, watcher::Config::default().page_size(PAGE))
         .modify(|object| object.meta_mut().managed_fields = None)
         .reflect(writer)
         .inspect(move |event| {

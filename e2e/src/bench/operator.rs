@@ -124,6 +124,7 @@ impl Drop for Operator {
 }
 
 const DURATIONS: &str = "penstock_operator_reconcile_duration_seconds/IngestPipeline";
+const SUM: &str = "penstock_operator_reconcile_duration_seconds_sum/IngestPipeline";
 const COUNT: &str = "penstock_operator_reconcile_duration_seconds_count/IngestPipeline";
 
 struct Bench {
@@ -223,6 +224,7 @@ impl Bench {
             reconciles: metrics.get(COUNT) / f64::from(size),
             p50_ms: metrics.quantile(DURATIONS, 0.5) * 1e3,
             p99_ms: metrics.quantile(DURATIONS, 0.99) * 1e3,
+            server_share: calls.writing_seconds / metrics.get(SUM),
             calls: calls.per(size),
             failures: metrics.sum("penstock_operator_reconcile_errors_total"),
             cpu_seconds: operator.cpu() - cpu,

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -17,7 +18,13 @@ pub struct Calls {
 
 /// Calls by verb and resource.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Counted(BTreeMap<String, f64>);
+pub struct Counted {
+    calls: BTreeMap<String, f64>,
+    /// How long the server took for all that write.
+    pub writing_seconds: f64,
+}
+
+const WRITES: [&str; 4] = ["create", "update", "patch", "delete"];
 
 impl Calls {
     /// From the beginning.
@@ -49,23 +56,29 @@ impl Counted {
         let [verb, resource, part] = [&call["verb"], &object["resource"], &object["subresource"]]
             .map(|text| text.as_str().unwrap_or_default());
         let separator = if part.is_empty() { "" } else { "/" };
-        *self.0.entry(format!("{verb} {resource}{separator}{part}")).or_default() += 1.0;
+        *self.calls.entry(format!("{verb} {resource}{separator}{part}")).or_default() += 1.0;
+        let time = |field: &str| call[field].as_str().and_then(|time| time.parse::<Timestamp>().ok());
+        if let (true, Some(from), Some(to)) =
+            (WRITES.contains(&verb), time("requestReceivedTimestamp"), time("stageTimestamp"))
+        {
+            self.writing_seconds += to.duration_since(from).as_secs_f64();
+        }
     }
 
     /// All calls.
     pub fn all(&self) -> f64 {
-        self.0.values().sum()
+        self.calls.values().sum()
     }
 
     /// Calls that write.
     pub fn writes(&self) -> f64 {
-        let writes = ["create ", "update ", "patch ", "delete "];
-        let of = |name: &str| writes.iter().any(|verb| name.starts_with(verb));
-        self.0.iter().filter(|(name, _)| of(name)).map(|(_, count)| count).sum()
+        let of = |name: &str| name.split_once(' ').is_some_and(|(verb, _)| WRITES.contains(&verb));
+        self.calls.iter().filter(|(name, _)| of(name)).map(|(_, count)| count).sum()
     }
 
     /// For each of so many.
     pub fn per(&self, count: u32) -> Self {
-        Self(self.0.iter().map(|(name, calls)| (name.clone(), calls / f64::from(count))).collect())
+        let calls = self.calls.iter().map(|(name, calls)| (name.clone(), calls / f64::from(count)));
+        Self { calls: calls.collect(), writing_seconds: self.writing_seconds / f64::from(count) }
     }
 }
