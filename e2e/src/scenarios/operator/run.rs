@@ -14,6 +14,17 @@ use crate::scenarios::load::Load;
 /// Messages a second.
 pub const RATE: f64 = 200.0;
 
+/// Takes notes of a pipeline under load.
+pub fn record(bed: &Bed, plant: &Plant, load: &Load, title: &str) -> Recorder {
+    let (cluster, namespace) = (plant.cluster.clone(), plant.namespace.clone());
+    let ready = move || {
+        let path = "jsonpath={.status.readyReplicas}";
+        let kind = "ingestpipelines.penstock.dev";
+        cluster.kubectl(&["get", kind, PIPELINE, "-n", &namespace, "-o", path]).ok()?.parse().ok()
+    };
+    Recorder::start(title, bed.database.admin_url.clone(), load.progress.clone(), ready)
+}
+
 /// A pipeline under load.
 pub struct Run {
     /// The pipeline.
@@ -27,13 +38,7 @@ impl Run {
     /// Begins to publish.
     pub fn start(bed: &Bed, plant: &Arc<Plant>, title: &str) -> Self {
         let load = Load::mixed(bed, RATE);
-        let (cluster, namespace) = (plant.cluster.clone(), plant.namespace.clone());
-        let ready = move || {
-            let path = "jsonpath={.status.readyReplicas}";
-            let kind = "ingestpipelines.penstock.dev";
-            cluster.kubectl(&["get", kind, PIPELINE, "-n", &namespace, "-o", path]).ok()?.parse().ok()
-        };
-        let recorder = Recorder::start(title, bed.database.admin_url.clone(), load.progress.clone(), ready);
+        let recorder = record(bed, plant, &load, title);
         Self { plant: Arc::clone(plant), recorder, load }
     }
 
