@@ -8,6 +8,7 @@
 
 pub mod apply;
 pub mod assign;
+pub mod autoscale;
 pub mod caches;
 pub mod children;
 pub mod client;

@@ -148,6 +148,7 @@ pub fn status(before: &IngestPipelineStatus, facts: &Facts<'_>, now: &Time) -> I
         lag: age(reports().map(|report| report.oldest_unacked_seconds).fold(0.0, f64::max)),
         fill: percent(reports().map(|report| report.queue_fill).fold(0.0, f64::max)),
         shards: shards.iter().map(ShardView::status).collect(),
+        autoscaling: before.autoscaling.clone(),
         conditions: before.conditions.clone(),
     };
     next.shards.sort_by_key(|shard| shard.shard);
