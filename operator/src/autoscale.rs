@@ -24,12 +24,12 @@ const SETTLE: i64 = 20;
 /// Shards that have not begun after so long are not waited for any longer.
 const START: i64 = 180;
 /// What more shards must bring at least, as a share of what they should.
-const GAIN: f64 = 0.2;
+const GAIN: f64 = 0.3;
 /// So much more throughput than before shows that a bottleneck is gone.
 const RELIEF: f64 = 1.25;
 /// The database is slow where a commit takes so many times what it takes at rest, and so many seconds.
-const SLOWER: f64 = 3.0;
-const SLOW: f64 = 0.02;
+const SLOWER: f64 = 1.6;
+const SLOW: f64 = 0.008;
 /// The database was the limit, and may be again, for so long.
 const WARY: i64 = 60;
 
@@ -55,6 +55,12 @@ pub struct Memory {
     recommended: Vec<(i64, u32)>,
     /// Seconds of a commit while nothing limits the shards.
     commit_at_rest: Option<f64>,
+    /// When it was first looked at.
+    began: Option<i64>,
+    /// All shards are to be seen at work once: after a suspend, and after a restart.
+    waits: bool,
+    /// Since when all shards consume what they are to.
+    effective_since: Option<i64>,
     /// When the database was seen to be the limit.
     database_seen: Option<i64>,
 }
@@ -63,7 +69,7 @@ impl Memory {
     /// What is left of it after a restart; at first, the shards that there are.
     pub fn restored(kept: Option<AutoscalingStatus>, replicas: u32) -> Self {
         let first = AutoscalingStatus { replicas: replicas as i32, ..AutoscalingStatus::default() };
-        Self { kept: kept.unwrap_or(first), ..Self::default() }
+        Self { kept: kept.unwrap_or(first), waits: true, ..Self::default() }
     }
 
     /// Shards that were chosen.
@@ -150,18 +156,24 @@ pub fn decide(spec: &Autoscaling, before: &Memory, seen: &Observed, now: i64) ->
     if count != memory.replicas() {
         memory.change(count, None, now);
     }
-    let starts = !seen.in_effect && memory.since_change(now).is_none_or(|since| since < START);
+    memory.effective_since = seen.in_effect.then(|| before.effective_since.unwrap_or(now));
+    let effective = memory.effective_since.map(|since| now - since);
+    let work = Work::of(&seen.loads, effective);
+    // Shards that start change nothing of how much work there is, where that is known.
+    let began = *memory.began.get_or_insert(now);
+    let starts = !seen.in_effect && memory.since_change(now).unwrap_or(i64::MAX).min(now - began) < START;
+    memory.waits = seen.suspended || (memory.waits && !seen.in_effect);
     let settles = memory.since_change(now).is_some_and(|since| since < SETTLE);
-    if seen.suspended || seen.loads.is_empty() || starts || settles {
+    if seen.suspended || seen.loads.is_empty() || settles || (starts && (memory.waits || !work.known)) {
         // What it was before says nothing of what comes.
         memory.recommended.clear();
         return Decision { memory, limited: None, watch: starts || settles };
     }
 
-    let work = Work::of(&seen.loads);
     let wanted = wanted(spec, count, seen, &work);
     memory.learn(&work, now);
-    let held = memory.hold(count, wanted, &work, now).or(work.heavy.then_some(Limited::HeavyKey));
+    let heavy = work.heavy && seen.keys.is_none_or(|keys| count < keys);
+    let held = memory.hold(count, wanted, !starts, &work, now).or(heavy.then_some(Limited::HeavyKey));
     let limited = if wanted > count { held.or_else(|| bound(spec, wanted, seen, &up)) } else { None };
     memory.recommended.push((now, wanted));
     let oldest = now - up.window.max(down.window);
@@ -175,7 +187,7 @@ pub fn decide(spec: &Autoscaling, before: &Memory, seen: &Observed, now: i64) ->
             let most = seen.keys.unwrap_or(u32::MAX).max(count);
             wanted.min(up.most(count, &memory, now)).min(most)
         }
-        std::cmp::Ordering::Less if memory.stood(down.window, now, |wanted| wanted < count) => {
+        std::cmp::Ordering::Less if !starts && memory.stood(down.window, now, |wanted| wanted < count) => {
             let highest = memory.recommended.iter().map(|(_, wanted)| *wanted).max().unwrap_or(count);
             highest.max(down.least(count, &memory, now))
         }
@@ -232,6 +244,7 @@ impl Memory {
             rate_held: None,
         };
         self.recommended.clear();
+        self.effective_since = None;
     }
 
     /// Whether all that was recommended in a window is so, and something was when it began.
@@ -256,13 +269,14 @@ impl Memory {
     }
 
     /// Why it is not tried with more shards: the database is the limit, or more have brought no more.
-    fn hold(&mut self, count: u32, wanted: u32, work: &Work, now: i64) -> Option<Limited> {
+    fn hold(&mut self, count: u32, wanted: u32, in_effect: bool, work: &Work, now: i64) -> Option<Limited> {
         let rate = work.rate;
         if work.saturated == 0 || self.kept.rate_held.is_some_and(|held| rate > held as f64 * RELIEF) {
             (self.kept.rate_before, self.kept.rate_held) = (None, None);
         }
         if let (Some(before), Some(previous)) = (self.kept.rate_before, self.kept.previous_replicas)
             && wanted > count
+            && in_effect
         {
             let more = f64::from(count) / f64::from(previous.max(1)) - 1.0;
             let gained = rate >= before as f64 * (1.0 + GAIN * more);

@@ -30,6 +30,7 @@ pub mod release;
 pub mod resolve;
 pub mod rollout;
 pub mod run;
+pub mod scaling;
 pub mod status;
 pub mod store;
 pub mod turns;

@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::assign::{assign, excess, weights};
+use crate::assign::{apart, assign, weights};
 
-/// Shards that are at rest are divided anew only where the heaviest has so much more than the mean, and gets
-/// rid of at least half of that.
+/// At rest keys move only where the shards are farther apart than this share of the heaviest, and come nearer to
+/// each other by at least so much.
 const UNEVEN: f64 = 0.15;
+const GAIN: f64 = 0.1;
 
 /// Which shard owns each key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,8 +195,8 @@ fn target(wish: &Wish, owners: &BTreeMap<String, Option<u32>>, usable: &[u32]) -
     if !rests || (wish.level && wish.rates.is_empty()) {
         return next;
     }
-    let (before, after) = (excess(&present, &weights, usable), excess(&next, &weights, usable));
-    if wish.level && before > UNEVEN && after <= before / 2.0 { next } else { present }
+    let (before, after) = (apart(&present, &weights, usable), apart(&next, &weights, usable));
+    if wish.level && before > UNEVEN && before - after >= GAIN { next } else { present }
 }
 
 #[cfg(test)]

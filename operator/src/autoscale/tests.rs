@@ -19,6 +19,7 @@ fn loads(work: f64, shards: u32) -> Vec<Load> {
         limit: if each > 0.9 { Limit::BrokerWindow } else { Limit::Nothing },
         rate: each.min(1.0) * 1000.0,
         growth: Some(1.0 - 1.0 / each.max(1.0)),
+        delay: Some(0.1),
         commit: Some(0.005),
         heaviest: 0.1,
     };
@@ -60,6 +61,7 @@ fn load() -> impl Strategy<Value = Load> {
             limit,
             rate,
             growth,
+            delay: growth.map(|growth| growth * 100.0),
             commit,
             heaviest,
         },
@@ -146,7 +148,7 @@ proptest! {
                 utilisation: if more { (least + plus).min(0.9) } else { least },
                 ..Load::default()
             };
-            Work::of(&utilisations.iter().map(load).collect::<Vec<_>>())
+            Work::of(&utilisations.iter().map(load).collect::<Vec<_>>(), None)
         };
         let seen = Observed { loads: vec![Load::default(); utilisations.len()], ..Observed::default() };
         let spec = spec(1, 30);
@@ -187,6 +189,23 @@ fn a_step_is_answered_whole_and_then_worked_off() {
     assert_eq!(counts, [2, 8], "4 times as many is the most at once");
     let (later, _) = run(&spec, &mut memory, (60, 3600), |_, count| seen(4.0, count));
     assert_eq!(later, [8, 7], "fewer after five minutes");
+}
+
+#[test]
+fn a_queue_of_before_shards_were_added_is_no_reason_for_more() {
+    let (spec, mut memory) = (spec(1, 30), at(2));
+    run(&spec, &mut memory, (0, 60), |_, count| seen(4.0, count));
+    assert_eq!(memory.replicas(), 8);
+    // The first two work off what came to them; the delay of that still grows.
+    let (counts, _) = run(&spec, &mut memory, (60, 150), |now, count| {
+        let mut seen = seen(4.0, count);
+        for load in seen.loads.iter_mut().take(2) {
+            let old = loads(4.0, 2)[0].clone();
+            *load = Load { delay: Some(f64::from(now as i32)), ..old };
+        }
+        seen
+    });
+    assert_eq!(counts, [8]);
 }
 
 #[test]

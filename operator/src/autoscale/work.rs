@@ -12,6 +12,8 @@ const MOST: f64 = 4.0;
 const UNKNOWN: f64 = 2.0;
 /// The delay grows by so many seconds a second: more than noise.
 const GROWS: f64 = 0.1;
+/// After so many seconds what is committed counts as new: clocks of devices may be wrong.
+const OUTDATED: i64 = 300;
 /// A key that makes so much of its shard's messages is all that the shard has to do.
 const HEAVY: f64 = 0.9;
 
@@ -26,6 +28,8 @@ pub struct Load {
     pub rate: f64,
     /// Seconds by which the delay of its messages grows in a second, if they tell their times.
     pub growth: Option<f64>,
+    /// How old messages are when they are committed, in seconds.
+    pub delay: Option<f64>,
     /// Seconds of a commit.
     pub commit: Option<f64>,
     /// The share of its messages that its heaviest key makes; 1 if it has one key.
@@ -42,6 +46,7 @@ impl Load {
             limit: status.limited_by,
             rate: status.rate,
             growth: status.delay_growth,
+            delay: status.delay_seconds,
             commit: status.commit_seconds,
             heaviest: if keys == 1 { 1.0 } else { most / sum.max(1e-9) },
         }
@@ -51,9 +56,17 @@ impl Load {
         self.limit != Limit::Nothing || self.utilisation >= SATURATED
     }
 
+    /// How fast it falls behind. What it commits now may have come before shards were added, who took keys from
+    /// it: that tells nothing of what comes.
+    fn growth(&self, effective: Option<i64>) -> Option<f64> {
+        let before = |delay| effective.is_some_and(|since| since < OUTDATED && delay > since as f64);
+        let outdated = self.delay.is_some_and(before);
+        self.growth.map(|growth| if outdated { growth.min(0.0) } else { growth })
+    }
+
     /// Its work: where it does all that it can, what comes is more by as much as it falls behind.
-    fn shards(&self) -> f64 {
-        match self.growth {
+    fn shards(&self, effective: Option<i64>) -> f64 {
+        match self.growth(effective) {
             _ if !self.is_saturated() => self.utilisation,
             // Of each second that passes it works off all but the growth.
             Some(growth) => (1.0 / (1.0 - growth.min(0.99))).min(MOST),
@@ -71,6 +84,8 @@ pub struct Work {
     pub rate: f64,
     /// Shards that have nothing more to give.
     pub saturated: usize,
+    /// Of every shard that has nothing more to give it is known how much it leaves at the broker.
+    pub known: bool,
     /// More and more is left at the broker.
     pub grows: bool,
     /// All that have nothing more to give have one key to do.
@@ -82,18 +97,20 @@ pub struct Work {
 }
 
 impl Work {
-    /// The sum.
-    pub fn of(loads: &[Load]) -> Self {
+    /// The sum, where all shards consume what they are to for so many seconds; none, where some do not
+    /// yet.
+    pub fn of(loads: &[Load], effective: Option<i64>) -> Self {
         let saturated = || loads.iter().filter(|load| load.is_saturated());
         let mut limits = [0; 4];
         saturated().for_each(|load| limits[load.limit as usize] += 1);
         let mut commits: Vec<f64> = loads.iter().filter_map(|load| load.commit).collect();
         commits.sort_by(f64::total_cmp);
         Self {
-            shards: loads.iter().map(Load::shards).sum(),
+            shards: loads.iter().map(|load| load.shards(effective)).sum(),
             rate: loads.iter().map(|load| load.rate).sum(),
             saturated: saturated().count(),
-            grows: saturated().any(|load| load.growth.is_some_and(|growth| growth > GROWS)),
+            known: saturated().all(|load| load.growth.is_some()),
+            grows: saturated().any(|load| load.growth(effective).is_some_and(|growth| growth > GROWS)),
             heavy: saturated().count() > 0 && saturated().all(|load| load.heaviest >= HEAVY),
             limits,
             commit: commits.get(commits.len() / 2).copied(),

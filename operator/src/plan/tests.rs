@@ -190,7 +190,7 @@ fn at_rest_keys_move_only_where_that_is_worth_it_and_only_when_they_may() {
     assert_eq!(first.len(), 2);
     // The first shard has the heavy ones.
     let heavy = |key: &str, most: f64| if first.contains(&key.to_owned()) { most } else { 10.0 };
-    wish.rates = rates(["a", "b", "c", "d"].map(|key| heavy(key, 13.0)));
+    wish.rates = rates(["a", "b", "c", "d"].map(|key| heavy(key, 11.0)));
     assert_eq!(plan.step(&wish, &served(&plan)), plan, "a little is not worth a move");
     wish.rates = rates(["a", "b", "c", "d"].map(|key| heavy(key, 40.0)));
     wish.level = false;
