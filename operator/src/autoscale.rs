@@ -30,7 +30,7 @@ const RELIEF: f64 = 1.25;
 /// The database is slow where a commit takes so many times what it takes at rest, and so many seconds.
 const SLOWER: f64 = 1.6;
 const SLOW: f64 = 0.008;
-/// The database was the limit, and may be again, for so long.
+/// What was a limit may be one again for so long: it is told as long, and the database is given as long.
 const WARY: i64 = 60;
 
 /// What is seen of a pipeline.
@@ -63,6 +63,8 @@ pub struct Memory {
     effective_since: Option<i64>,
     /// When the database was seen to be the limit.
     database_seen: Option<i64>,
+    /// What kept the count from being higher, and when.
+    limited: Option<(i64, Limited)>,
 }
 
 impl Memory {
@@ -174,7 +176,9 @@ pub fn decide(spec: &Autoscaling, before: &Memory, seen: &Observed, now: i64) ->
     memory.learn(&work, now);
     let heavy = work.heavy && seen.keys.is_none_or(|keys| count < keys);
     let held = memory.hold(count, wanted, !starts, &work, now).or(heavy.then_some(Limited::HeavyKey));
-    let limited = if wanted > count { held.or_else(|| bound(spec, wanted, seen, &up)) } else { None };
+    if wanted > count {
+        memory.limited = held.or_else(|| bound(spec, wanted, seen, &up)).map(|limited| (now, limited));
+    }
     memory.recommended.push((now, wanted));
     let oldest = now - up.window.max(down.window);
     let covers = memory.recommended.iter().rposition(|(at, _)| *at <= oldest).unwrap_or_default();
@@ -182,7 +186,7 @@ pub fn decide(spec: &Autoscaling, before: &Memory, seen: &Observed, now: i64) ->
 
     let next = match wanted.cmp(&count) {
         std::cmp::Ordering::Greater if held.is_some() => count,
-        // As long as any of the window asked for more, it stands; how many more, the newest knows best.
+        // All of the window asked for more; how many more, the newest knows best.
         std::cmp::Ordering::Greater if memory.stood(up.window, now, |wanted| wanted > count) => {
             let most = seen.keys.unwrap_or(u32::MAX).max(count);
             wanted.min(up.most(count, &memory, now)).min(most)
@@ -197,6 +201,7 @@ pub fn decide(spec: &Autoscaling, before: &Memory, seen: &Observed, now: i64) ->
     if next != count {
         memory.change(next, (next > count).then_some(work.rate), now);
     }
+    let limited = memory.limited.filter(|(at, _)| now - at < WARY).map(|(_, limited)| limited);
     Decision { memory, limited, watch: wanted > count && limited.is_none() }
 }
 
@@ -244,7 +249,7 @@ impl Memory {
             rate_held: None,
         };
         self.recommended.clear();
-        self.effective_since = None;
+        (self.effective_since, self.limited) = (None, None);
     }
 
     /// Whether all that was recommended in a window is so, and something was when it began.

@@ -271,6 +271,25 @@ fn what_keeps_the_count_low_has_a_word() {
 }
 
 #[test]
+fn a_limit_is_told_until_it_has_been_none_for_a_while() {
+    let (spec, mut memory) = (spec(1, 2), at(2));
+    let waver = |now: i64, count: u32| seen(if now % 2 == 0 { 1.7 } else { 1.4 }, count);
+    let mut told = Vec::new();
+    for now in (0..300).step_by(5) {
+        let decision = decide(&spec, &memory, &waver(now, 2), now);
+        memory = decision.memory;
+        told.push(decision.limited);
+    }
+    assert_eq!(
+        told[2..],
+        vec![Some(Limited::MaxReplicas); told.len() - 2],
+        "a load that wavers does not flap"
+    );
+    let (_, limited) = run(&spec, &mut memory, (300, 370), |_, count| seen(1.4, count));
+    assert_eq!(limited, None);
+}
+
+#[test]
 fn few_slow_messages_and_none_are_no_reason_for_more() {
     let (spec, mut memory) = (spec(1, 80), at(1));
     let (counts, _) = run(&spec, &mut memory, (0, 3600), |_, _| Observed {

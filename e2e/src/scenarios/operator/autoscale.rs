@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::moves::record;
 use super::scale::stored;
 use crate::bed::Bed;
 use crate::fleet::Fleet;
-use crate::plant::{PIPELINE, Plant, condition, is_settled};
-use crate::record::Recorder;
+use crate::plant::{Plant, condition, is_settled};
 use crate::scenario;
 use crate::scenarios::load::Load;
 use crate::suite::Scenario;
@@ -65,7 +65,8 @@ async fn shards_follow_four_times_the_load_and_back_and_hold_where_the_database_
     plant.ready(1).await.with_context(|| plant.logs())?;
     plant.database.slow(FAR);
     let base = Load::mixed(bed, RATE);
-    let recorder = record(&plant, bed, &base);
+    let title = "1x to 4x to 1x, then a slow database, with the autoscaler";
+    let recorder = record(bed, &plant, &base, title);
     plant.until("it rests", |ipl| ipl["status"]["rate"].as_i64() > Some(0) && settled(ipl)).await?;
     let rest = chosen(&plant.pipeline()?);
     ensure!(rest <= 2, "{rest} shards at rest");
@@ -106,21 +107,6 @@ async fn shards_follow_four_times_the_load_and_back_and_hold_where_the_database_
     let events = plant.kubectl(&["get", "events", "-o", "jsonpath={.items[*].reason}"])?;
     ensure!(events.contains("scaled") && events.contains("database"), "{events}");
     Ok(())
-}
-
-fn record(plant: &Plant, bed: &Bed, load: &Load) -> Recorder {
-    let (cluster, namespace) = (plant.cluster.clone(), plant.namespace.clone());
-    let ready = move || {
-        let path = "jsonpath={.status.readyReplicas}";
-        let kind = "ingestpipelines.penstock.dev";
-        cluster.kubectl(&["get", kind, PIPELINE, "-n", &namespace, "-o", path]).ok()?.parse().ok()
-    };
-    Recorder::start(
-        "1x to 4x to 1x, then a slow database, with the autoscaler",
-        bed.database.admin_url.clone(),
-        load.progress.clone(),
-        ready,
-    )
 }
 
 async fn shards_are_not_added_where_there_are_too_few_keys(bed: &mut Bed) -> Result<()> {

@@ -42,13 +42,7 @@ impl<'a> Run<'a> {
     /// Begins to publish.
     pub fn start(bed: &Bed, plant: &'a Plant, title: &str) -> Self {
         let load = Load::mixed(bed, RATE);
-        let (cluster, namespace) = (plant.cluster.clone(), plant.namespace.clone());
-        let ready = move || {
-            let path = "jsonpath={.status.readyReplicas}";
-            let kind = "ingestpipelines.penstock.dev";
-            cluster.kubectl(&["get", kind, PIPELINE, "-n", &namespace, "-o", path]).ok()?.parse().ok()
-        };
-        let recorder = Recorder::start(title, bed.database.admin_url.clone(), load.progress.clone(), ready);
+        let recorder = record(bed, plant, &load, title);
         Self { plant, recorder, load }
     }
 
@@ -74,6 +68,17 @@ impl<'a> Run<'a> {
         eprintln!("  {} messages, longest delay {longest:.1} s", ledger.len());
         Ok(())
     }
+}
+
+/// Takes notes of a pipeline under load.
+pub fn record(bed: &Bed, plant: &Plant, load: &Load, title: &str) -> Recorder {
+    let (cluster, namespace) = (plant.cluster.clone(), plant.namespace.clone());
+    let ready = move || {
+        let path = "jsonpath={.status.readyReplicas}";
+        let kind = "ingestpipelines.penstock.dev";
+        cluster.kubectl(&["get", kind, PIPELINE, "-n", &namespace, "-o", path]).ok()?.parse().ok()
+    };
+    Recorder::start(title, bed.database.admin_url.clone(), load.progress.clone(), ready)
 }
 
 async fn one_shard_becomes_eight_and_two_and_five_under_load(bed: &mut Bed) -> Result<()> {
