@@ -112,10 +112,10 @@ fn seventy() -> i32 {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Behavior {
-    /// To more shards.
+    /// To more shards. If not given: after 5 s, at most 4 times as many or 4 more a minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale_up: Option<ScalingRules>,
-    /// To fewer shards.
+    /// To fewer shards. If not given: after 300 s, at most half of them a minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale_down: Option<ScalingRules>,
 }
@@ -124,12 +124,71 @@ pub struct Behavior {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ScalingRules {
-    /// How long a recommendation must have stood, in seconds.
+    /// How long more, or fewer, shards must have been the better count, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 3600))]
     pub stabilization_window_seconds: Option<i32>,
-    /// Most shards to add or remove at a time.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 256))]
-    pub max_step: Option<i32>,
+    /// Which of the policies counts.
+    pub select_policy: SelectPolicy,
+    /// How many shards may come or go in a time. The direction's own if not given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub policies: Vec<ScalingPolicy>,
+}
+
+/// Which of several policies counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SelectPolicy {
+    /// The one that allows the largest change.
+    #[default]
+    Max,
+    /// The one that allows the smallest.
+    Min,
+    /// None: the count does not change in this direction.
+    Disabled,
+}
+
+/// How many shards may come or go in a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ScalingPolicy {
+    /// What `value` counts.
+    #[serde(rename = "type")]
+    pub kind: PolicyKind,
+    /// So many.
+    #[schemars(range(min = 1, max = 10000))]
+    pub value: i32,
+    /// In so many seconds.
+    #[schemars(range(min = 1, max = 1800))]
+    pub period_seconds: i32,
+}
+
+/// What a policy counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PolicyKind {
+    /// Shards: each is one pod.
+    Pods,
+    /// Percent of the shards there are.
+    Percent,
+}
+
+/// What the built-in autoscaler remembers: over a suspend, and over a restart of the operator.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AutoscalingStatus {
+    /// Shards that it has chosen.
+    pub replicas: i32,
+    /// How many there were before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_replicas: Option<i32>,
+    /// When it changed the count last, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_scale_seconds: Option<i64>,
+    /// Messages a second before it last chose more, while it is not known what that brought.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_before: Option<i64>,
+    /// Messages a second when more shards had brought no more: it does not try again before there are more,
+    /// or fewer shards would do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_held: Option<i64>,
 }

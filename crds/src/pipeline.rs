@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::mapping::{Mapping, TimeUnit};
-use crate::operations::{Autoscaling, Worker};
+use crate::operations::{Autoscaling, AutoscalingStatus, Worker};
 use crate::reference::{BundleSource, SecretValue};
 use crate::{Duration, Size, rules};
 
@@ -47,6 +47,7 @@ use crate::{Duration, Size, rules};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(validation = rules::replicas_are_the_autoscalers())]
+#[x_kube(validation = rules::replicas_are_not_zero_where_scaled())]
 #[x_kube(validation = rules::sharding_stays())]
 #[x_kube(validation = rules::tenants_are_listed())]
 #[x_kube(validation = rules::tenants_are_divided())]
@@ -478,6 +479,9 @@ pub struct IngestPipelineStatus {
     /// Fill of the fullest queue, in percent.
     #[serde(default)]
     pub fill: i32,
+    /// What the built-in autoscaler remembers, while `spec.autoscaling` is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<AutoscalingStatus>,
     /// Every shard that is not retired.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["shard".into()]))]
     #[serde(default)]

@@ -53,9 +53,18 @@ pub struct WorkerStatus {
     pub takeover_gap_seconds: Option<f64>,
     /// Messages committed in a second, of the last 10 s.
     pub rate: f64,
-    /// Share of that time in which a batch was on its way into the database, 0 to 1. A worker that
-    /// commits each message as it comes is busy too: it is full only where something limits it.
+    /// How much of what it could do it did in that time, 0 to 1: the mean share of the broker's window that
+    /// was in use, or of the busiest thread's time. Both grow with the load, as far as something limits it.
     pub utilisation: f64,
+    /// Seconds of a commit in that time; none without one.
+    pub commit_seconds: Option<f64>,
+    /// How old messages were when they were committed, in seconds, by their own times: the middle one of each
+    /// batch. None if none tells its time.
+    pub delay_seconds: Option<f64>,
+    /// By how many seconds that grew in a second. Where it grows, the broker has more than is taken from it.
+    pub delay_growth: Option<f64>,
+    /// Messages committed in a second of each key, of the keys that had any.
+    pub key_rates: BTreeMap<String, f64>,
     /// Share of that time in which the busiest thread was busy, 0 to 1.
     pub busy: f64,
     /// Number of the broker connection.

@@ -70,6 +70,14 @@ pub(crate) fn replicas_are_the_autoscalers() -> Rule {
     .field_path(".replicas")
 }
 
+pub(crate) fn replicas_are_not_zero_where_scaled() -> Rule {
+    rule(
+        "!has(self.autoscaling) || self.replicas > 0",
+        "is 0, and spec.autoscaling counts from 1; leave it out, and write spec.suspend: true to stop all shards",
+    )
+    .field_path(".replicas")
+}
+
 pub(crate) fn sharding_stays() -> Rule {
     rule(
         "self.sharding.by == oldSelf.sharding.by",
@@ -128,8 +136,8 @@ pub(crate) fn shared_is_version_5() -> Rule {
 
 pub(crate) fn births_stay_with_their_data() -> Rule {
     rule(
-        "self.sharding.by != 'Shared' || self.replicas <= 1 || !self.source.mqtt.subscriptions.exists(s, s.format == 'SparkplugB')",
-        "Shared parts the births of Sparkplug's edge nodes from their data; write Topic or Tenant, or spec.replicas: 1",
+        "self.sharding.by != 'Shared' || (has(self.autoscaling) ? self.autoscaling.maxReplicas : self.replicas) <= 1 || !self.source.mqtt.subscriptions.exists(s, s.format == 'SparkplugB')",
+        "Shared parts the births of Sparkplug's edge nodes from their data; write Topic or Tenant, or let there be one shard: spec.replicas, or autoscaling.maxReplicas",
     )
     .field_path(".sharding.by")
 }

@@ -98,6 +98,13 @@ pub fn pipeline(spec: &IngestPipelineSpec) -> Vec<FieldError> {
         tracing(spec, &mut errors);
     }
     if let Some(scaling) = &spec.autoscaling {
+        if spec.replicas == 0 {
+            errors.add(
+                "spec.replicas",
+                "is 0, and spec.autoscaling counts from 1",
+                "leave it out, and write spec.suspend: true to stop all shards",
+            );
+        }
         errors.in_range("spec.autoscaling.minReplicas", &scaling.min_replicas, &1, &256);
         errors.in_range("spec.autoscaling.maxReplicas", &scaling.max_replicas, &scaling.min_replicas, &256);
         errors.in_range("spec.autoscaling.targetUtilization", &scaling.target_utilization, &10, &100);
@@ -219,11 +226,12 @@ fn authorities(path: &str, tls: Option<&Tls>, errors: &mut Errors) {
 fn sharding(spec: &IngestPipelineSpec, errors: &mut Errors) {
     let (mqtt, sharding) = (&spec.source.mqtt, &spec.sharding);
     let sparkplug = mqtt.subscriptions.iter().any(|subscription| subscription.format == Format::SparkplugB);
-    if sparkplug && sharding.by == ShardBy::Shared && spec.replicas > 1 {
+    let most = spec.autoscaling.as_ref().map_or(spec.replicas, |scaling| scaling.max_replicas);
+    if sparkplug && sharding.by == ShardBy::Shared && most > 1 {
         errors.add(
             "spec.sharding.by",
             "Shared parts the births of Sparkplug's edge nodes from their data",
-            "write Topic or Tenant, or spec.replicas: 1",
+            "write Topic or Tenant, or let there be one shard: spec.replicas, or autoscaling.maxReplicas",
         );
     }
     match sharding.by {

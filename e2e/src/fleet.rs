@@ -49,6 +49,8 @@ pub struct Fleet {
     pub address: String,
     /// First part of the publishers' client ids.
     pub name: String,
+    /// The first device's number: fleets that publish at once have none in common.
+    pub first: u32,
     /// Devices, divided among the publishers.
     pub devices: u32,
     /// Points of a message.
@@ -73,6 +75,7 @@ impl Fleet {
         Self {
             address: address.to_owned(),
             name: "fleet".to_owned(),
+            first: 0,
             devices: 40,
             points: POINTS,
             publishers: 2,
@@ -106,7 +109,9 @@ impl Fleet {
             window: self.window,
             patience: Duration::from_secs(60),
         };
-        let own: Vec<u32> = (0..self.devices).filter(|device| device % self.publishers == number).collect();
+        let own: Vec<u32> = (self.first..self.first + self.devices)
+            .filter(|device| device % self.publishers == number)
+            .collect();
         let count = self.messages / u64::from(self.publishers);
         let mut entries: Vec<Entry> = Vec::new();
         let mut clock = 0i64;

@@ -20,6 +20,7 @@ mod record;
 mod report;
 mod sampler;
 mod scenarios;
+mod simulate;
 mod source;
 mod stack;
 mod standin;
@@ -81,6 +82,8 @@ enum Command {
     },
     /// One page with plots of the runs that the tests kept: rate, delay and shards while all changes.
     Report,
+    /// Play the autoscaler through load, slow pods and bottlenecks, and write a page with plots.
+    Simulate,
     /// Measure the worker against what broker and database can do at most; or the operator.
     Bench {
         /// One part alone: points10, points1, copy, bare, latency or window; or `operator`, with up to 1,000
@@ -111,6 +114,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Test { filter } => suite::run(filter.as_deref()),
         Command::Validate { step } => validate::run(step),
         Command::Report => record::report(),
+        Command::Simulate => simulate::run(),
         Command::Bench { part } => runtime()?.block_on(bench::run(part.as_deref())),
     }
 }

@@ -43,6 +43,7 @@ pub struct Proxy {
     /// Bytes passed to the client.
     pub bytes_down: Arc<AtomicU64>,
     limit: Arc<Limit>,
+    delay: Arc<AtomicU64>,
 }
 
 /// Bytes a second to the server, over all connections.
@@ -88,9 +89,10 @@ impl Proxy {
             fired: Arc::default(),
             bytes_down: Arc::default(),
             limit: Arc::default(),
+            delay: Arc::default(),
         };
         let (fired, bytes_down) = (Arc::clone(&proxy.fired), Arc::clone(&proxy.bytes_down));
-        let limit = Arc::clone(&proxy.limit);
+        let (limit, delay) = (Arc::clone(&proxy.limit), Arc::clone(&proxy.delay));
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 if *modes.borrow() == Mode::Cut {
@@ -103,6 +105,7 @@ impl Proxy {
                     fired: Arc::clone(&fired),
                     bytes_down: Arc::clone(&bytes_down),
                     limit: Arc::clone(&limit),
+                    delay: Arc::clone(&delay),
                 };
                 tokio::spawn(link.serve(client, target.clone()));
             }
@@ -118,6 +121,11 @@ impl Proxy {
     /// Lets so many bytes a second pass to the server, over all connections; 0 for as many as come.
     pub fn throttle(&self, bytes_a_second: u64) {
         self.limit.bytes_a_second.store(bytes_a_second, Ordering::Relaxed);
+    }
+
+    /// Lets what goes to the server wait for so long, each time, as on a long way.
+    pub fn slow(&self, delay: Duration) {
+        self.delay.store(delay.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// Does so when the trigger is seen, once.
@@ -138,6 +146,7 @@ struct Link {
     fired: Arc<AtomicUsize>,
     bytes_down: Arc<AtomicU64>,
     limit: Arc<Limit>,
+    delay: Arc<AtomicU64>,
 }
 
 impl Link {
@@ -175,6 +184,7 @@ impl Link {
                     Ok(1..) => {
                         let data = &up[..read.unwrap_or_default()];
                         self.limit.pass(data.len()).await;
+                        tokio::time::sleep(Duration::from_millis(self.delay.load(Ordering::Relaxed))).await;
                         let hit = self.pull(data);
                         let pass = !matches!(hit, Some((Trigger::BeforeCommit, _)));
                         if pass && to_server.write_all(data).await.is_err() {

@@ -2,39 +2,133 @@
 
 use std::collections::BTreeMap;
 
-/// Divides the keys over the shards: each gets ⌊K/N⌋ or ⌈K/N⌉ of them, by the fewest moves. `owners` holds
-/// each key with its present owner; owners that are not among the shards give up all that they have.
-pub fn assign(owners: &BTreeMap<String, Option<u32>>, shards: &[u32]) -> BTreeMap<String, u32> {
+/// Keys without messages count as this share of the mean: they are spread too, for the day they have some.
+const QUIET: f64 = 0.05;
+
+/// What each key counts: its messages a second. Of a key whose rate is not known, as much as the mean of the
+/// others; all the same if none is known.
+pub fn weights<'a>(
+    keys: impl Iterator<Item = &'a String>,
+    rates: &BTreeMap<String, f64>,
+) -> BTreeMap<String, f64> {
+    let keys: Vec<&String> = keys.collect();
+    let known: Vec<f64> = keys.iter().filter_map(|key| rates.get(*key)).copied().collect();
+    let mean = known.iter().sum::<f64>() / known.len().max(1) as f64;
+    let mean = if mean > 0.0 { mean } else { 1.0 };
+    let weight = |key: &String| rates.get(key).copied().unwrap_or(mean) + QUIET * mean;
+    keys.into_iter().map(|key| (key.clone(), weight(key))).collect()
+}
+
+/// Divides the keys over the shards such that the shards' weights are as equal as the keys allow, by few
+/// moves: with equal weights each shard gets ⌊K/N⌋ or ⌈K/N⌉ keys, by the fewest. `owners` holds each key with
+/// its present owner; owners that are not among the shards give up all that they have.
+pub fn assign(
+    owners: &BTreeMap<String, Option<u32>>,
+    weights: &BTreeMap<String, f64>,
+    shards: &[u32],
+) -> BTreeMap<String, u32> {
     if shards.is_empty() {
         return BTreeMap::new();
     }
-    let mut kept: BTreeMap<u32, Vec<&String>> = shards.iter().map(|shard| (*shard, Vec::new())).collect();
+    let weight = |key: &String| weights.get(key).copied().unwrap_or(1.0);
+    let mut division = Division { shards: shards.iter().map(|shard| (*shard, Vec::new())).collect() };
     let mut homeless = Vec::new();
     for (key, owner) in owners {
-        match owner.and_then(|owner| kept.get_mut(&owner)) {
-            Some(keys) => keys.push(key),
-            None => homeless.push(key),
+        let has = owner.and_then(|owner| division.shards.iter().position(|(shard, _)| *shard == owner));
+        match has {
+            Some(place) => division.shards[place].1.push((weight(key), key)),
+            None => homeless.push((weight(key), key)),
         }
     }
-    // Those that have most keep one more.
-    let mut by_size: Vec<(usize, u32)> = kept.iter().map(|(shard, keys)| (keys.len(), *shard)).collect();
-    by_size.sort_by_key(|(size, shard)| (std::cmp::Reverse(*size), *shard));
-    let (least, larger) = (owners.len() / shards.len(), owners.len() % shards.len());
-    let quota = |rank: usize| least + usize::from(rank < larger);
-    for (rank, (_, shard)) in by_size.iter().enumerate() {
-        if let Some(keys) = kept.get_mut(shard) {
-            homeless.extend(keys.drain(quota(rank).min(keys.len())..));
-        }
+    // The heaviest first: the light ones fill what is left.
+    homeless.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    for key in homeless {
+        let lightest = division.by_load().first().map_or(0, |(_, place)| *place);
+        division.shards[lightest].1.push(key);
     }
-    homeless.sort();
-    let mut homeless = homeless.into_iter();
-    for (rank, (_, shard)) in by_size.iter().enumerate() {
-        if let Some(keys) = kept.get_mut(shard) {
-            keys.extend(homeless.by_ref().take(quota(rank).saturating_sub(keys.len())));
-        }
-    }
-    kept.into_iter().flat_map(|(shard, keys)| keys.into_iter().map(move |key| (key.clone(), shard))).collect()
+    // Each change makes the heavier of two shards lighter, so there is an end.
+    while division.improve() {}
+    let Division { shards } = division;
+    let owned =
+        shards.into_iter().flat_map(|(shard, keys)| keys.into_iter().map(move |(_, key)| (key, shard)));
+    owned.map(|(key, shard)| (key.clone(), shard)).collect()
 }
+
+/// How far the shards' weights are apart, as a share of the heaviest.
+pub fn apart(owners: &BTreeMap<String, u32>, weights: &BTreeMap<String, f64>, shards: &[u32]) -> f64 {
+    let load = |shard: &u32| {
+        let own = owners.iter().filter(|(_, owner)| *owner == shard);
+        own.map(|(key, _)| weights.get(key).copied().unwrap_or(1.0)).sum::<f64>()
+    };
+    let loads: Vec<f64> = shards.iter().map(load).collect();
+    let most = loads.iter().copied().fold(0.0, f64::max);
+    1.0 - loads.iter().copied().fold(most, f64::min) / most.max(1e-9)
+}
+
+/// Shards with their keys and what these weigh.
+struct Division<'a> {
+    shards: Vec<(u32, Vec<(f64, &'a String)>)>,
+}
+
+impl Division<'_> {
+    /// Loads and places of the shards, the lightest first.
+    fn by_load(&self) -> Vec<(f64, usize)> {
+        let load = |keys: &[(f64, &String)]| keys.iter().map(|(weight, _)| weight).sum::<f64>();
+        let mut all: Vec<(f64, usize)> =
+            self.shards.iter().enumerate().map(|(place, (_, keys))| (load(keys), place)).collect();
+        all.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        all
+    }
+
+    /// Moves a key from a heavy shard to the lightest one, or exchanges two, so that the heavier of them gets
+    /// lighter by as much as one move can do.
+    fn improve(&mut self) -> bool {
+        let loads = self.by_load();
+        let Some(&(least, light)) = loads.first() else { return false };
+        for &(most, heavy) in loads.iter().skip(1).rev() {
+            let gap = most - least;
+            // A difference that arithmetic makes is none.
+            if gap <= most * 1e-9 {
+                return false;
+            }
+            if let Some(index) = self.best_move(heavy, gap) {
+                let key = self.shards[heavy].1.remove(index);
+                self.shards[light].1.push(key);
+                return true;
+            }
+            if let Some((index, other)) = self.best_exchange(heavy, light, gap) {
+                let (key, back) = (self.shards[heavy].1[index], self.shards[light].1[other]);
+                self.shards[heavy].1[index] = back;
+                self.shards[light].1[other] = key;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The key whose move leaves the two as equal as can be: the last of several.
+    fn best_move(&self, heavy: usize, gap: f64) -> Option<usize> {
+        let left = |weight: f64| (gap - 2.0 * weight).abs();
+        let helps = |weight: f64| weight > 0.0 && left(weight) < gap * (1.0 - 1e-9);
+        let keys = self.shards[heavy].1.iter().enumerate().filter(|(_, (weight, _))| helps(*weight));
+        keys.min_by(|(_, a), (_, b)| left(a.0).total_cmp(&left(b.0)).then(b.1.cmp(a.1)))
+            .map(|(index, _)| index)
+    }
+
+    /// Two keys whose exchange does. Only where it is worth two moves.
+    fn best_exchange(&self, heavy: usize, light: usize, gap: f64) -> Option<(usize, usize)> {
+        let left = |(a, b): (f64, f64)| (gap - 2.0 * (a - b)).abs();
+        let (ours, theirs) = (&self.shards[heavy].1, &self.shards[light].1);
+        let pairs = ours.iter().enumerate().flat_map(|(index, (weight, _))| {
+            theirs.iter().enumerate().map(move |(other, (back, _))| ((index, other), (*weight, *back)))
+        });
+        let helps = pairs.filter(|(_, pair)| left(*pair) < gap * WORTH);
+        helps.min_by(|(_, a), (_, b)| left(*a).total_cmp(&left(*b))).map(|(places, _)| places)
+    }
+}
+
+/// An exchange leaves at most this share of a difference.
+const WORTH: f64 = 0.5;
 
 #[cfg(test)]
 mod tests {
@@ -42,8 +136,19 @@ mod tests {
 
     use super::*;
 
+    fn loads(owners: &BTreeMap<String, u32>, weights: &BTreeMap<String, f64>, shards: &[u32]) -> Vec<f64> {
+        let of = |shard: &u32| {
+            owners.iter().filter(|(_, owner)| *owner == shard).map(|(key, _)| weights[key]).sum()
+        };
+        shards.iter().map(of).collect()
+    }
+
     fn sizes(owners: &BTreeMap<String, u32>, shards: &[u32]) -> Vec<usize> {
         shards.iter().map(|shard| owners.values().filter(|owner| *owner == shard).count()).collect()
+    }
+
+    fn owned(assigned: &BTreeMap<String, u32>) -> BTreeMap<String, Option<u32>> {
+        assigned.iter().map(|(key, owner)| (key.clone(), Some(*owner))).collect()
     }
 
     proptest! {
@@ -53,7 +158,7 @@ mod tests {
             count in 1_u32..10,
         ) {
             let shards: Vec<u32> = (0..count).collect();
-            let assigned = assign(&owners, &shards);
+            let assigned = assign(&owners, &BTreeMap::new(), &shards);
             prop_assert!(assigned.keys().eq(owners.keys()));
             let sizes = sizes(&assigned, &shards);
             let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
@@ -66,8 +171,40 @@ mod tests {
             let stay: usize = before.iter().enumerate().map(|(rank, had)| (*had).min(floor + usize::from(rank < larger))).sum();
             let moved = assigned.iter().filter(|(key, owner)| owners[*key] != Some(**owner)).count();
             prop_assert_eq!(moved, owners.len() - stay);
-            let again: BTreeMap<_, _> = assigned.iter().map(|(key, owner)| (key.clone(), Some(*owner))).collect();
-            prop_assert_eq!(assign(&again, &shards), assigned);
+            prop_assert_eq!(assign(&owned(&assigned), &BTreeMap::new(), &shards), assigned);
         }
+
+        #[test]
+        fn shards_end_within_a_fifth_of_each_other_or_no_key_could_make_them_so(
+            keys in proptest::collection::btree_map("[a-z]{1,4}", (0.0..100.0_f64, proptest::option::of(0_u32..9)), 1..60),
+            count in 1_u32..8,
+        ) {
+            let shards: Vec<u32> = (0..count).collect();
+            let owners: BTreeMap<_, _> = keys.iter().map(|(key, (_, owner))| (key.clone(), *owner)).collect();
+            let rates = keys.iter().map(|(key, (rate, _))| (key.clone(), *rate)).collect();
+            let weights = weights(keys.keys(), &rates);
+            let assigned = assign(&owners, &weights, &shards);
+            prop_assert!(assigned.keys().eq(owners.keys()));
+            prop_assert!(keys.len() < shards.len() || sizes(&assigned, &shards).iter().all(|size| *size > 0));
+            let loads = loads(&assigned, &weights, &shards);
+            let (least, most) = (loads.iter().copied().fold(f64::INFINITY, f64::min), loads.iter().copied().fold(0.0, f64::max));
+            // The heaviest shard has one key, or all of its keys weigh more than is between the two.
+            let heaviest = loads.iter().position(|load| *load >= most).unwrap() as u32;
+            let lightest = assigned.iter().filter(|(_, owner)| **owner == heaviest).map(|(key, _)| weights[key]).fold(f64::INFINITY, f64::min);
+            prop_assert!(least >= most * 0.8 || lightest >= (most - least) * 0.99, "{loads:?}");
+            prop_assert_eq!(assign(&owned(&assigned), &weights, &shards), assigned, "it is final");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_heavy_is_alone_and_quiet_keys_are_spread() {
+        let keys: Vec<String> = ["a", "b", "c", "d", "e"].map(str::to_owned).to_vec();
+        let rates = [("a", 90.0), ("b", 10.0), ("c", 10.0), ("d", 0.0), ("e", 0.0)];
+        let weights = weights(keys.iter(), &rates.map(|(key, rate)| (key.to_owned(), rate)).into());
+        let owners = keys.iter().map(|key| (key.clone(), Some(0))).collect();
+        let assigned = assign(&owners, &weights, &[0, 1, 2]);
+        assert_eq!(sizes(&assigned, &[assigned["a"]]), [1], "{assigned:?}");
+        assert_ne!(assigned["d"], assigned["e"], "{assigned:?}");
+        assert!(apart(&assigned, &weights, &[0, 1, 2]) > 0.8, "one key cannot be divided");
     }
 }

@@ -16,6 +16,7 @@ use crate::conditions;
 use crate::metrics::Metrics;
 use crate::poller::Reports;
 use crate::resolve::Config;
+use crate::scaling::Memories;
 use crate::turns::{self, Name, Turns};
 
 /// More times than these are cleared of those that are long ago.
@@ -50,6 +51,8 @@ pub struct Context {
     pub last: Times,
     /// Pipelines that roll their shards now.
     pub turns: Turns,
+    /// What the autoscaler remembers.
+    pub memories: Memories,
     /// What pipelines were told of their stores.
     pub told: Told,
     /// Whether all pipelines, and all stores, were listed. Not `Store::wait_until_ready`: of several that
@@ -188,6 +191,11 @@ impl Times {
         }
         times.insert(what, Instant::now());
         true
+    }
+
+    /// It is done now, whenever it was done before.
+    pub fn set(&self, what: impl Into<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(what.into(), Instant::now());
     }
 
     /// What begins so is forgotten.

@@ -113,7 +113,9 @@ async fn finish(work: &Work<'_>, ctx: &Context, left: Option<(&Plan, &str)>) -> 
         ctx.applier.delete(*kind, object).await?;
     }
     pipeline::set_finalizers(work.pipeline, ctx, &other_finalizers(work.pipeline)).await?;
-    ctx.last.forget(&work.pipeline.uid().unwrap_or_default());
+    let uid = work.pipeline.uid().unwrap_or_default();
+    ctx.last.forget(&uid);
+    ctx.memories.forget(&uid);
     Ok(Action::await_change())
 }
 

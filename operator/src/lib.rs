@@ -8,6 +8,7 @@
 
 pub mod apply;
 pub mod assign;
+pub mod autoscale;
 pub mod caches;
 pub mod children;
 pub mod client;
@@ -29,6 +30,7 @@ pub mod release;
 pub mod resolve;
 pub mod rollout;
 pub mod run;
+pub mod scaling;
 pub mod status;
 pub mod store;
 pub mod turns;

@@ -22,6 +22,7 @@ use crate::observe::{self, ShardObjects};
 use crate::plan::{Plan, Role, Seen, Wish};
 use crate::resolve::{self, Resolved};
 use crate::rollout::Rollout;
+use crate::scaling::{self, Scaling};
 use crate::status::{self, Facts, ShardView};
 use crate::{ending, names};
 
@@ -32,6 +33,10 @@ const BUSY: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_mins(1);
 /// Until it is asked whether other pipelines have been rolled.
 const TURN: Duration = Duration::from_secs(10);
+/// Until the autoscaler looks again.
+const LOOK: Duration = Duration::from_secs(4);
+/// Keys of shards at rest move no more often, and not so soon after other moves.
+const LEVEL: Duration = Duration::from_mins(10);
 /// Numbers in a status are written this often.
 const NUMBERS: Duration = Duration::from_mins(1);
 
@@ -45,6 +50,8 @@ pub struct Work<'a> {
     pub children: Children,
     /// The same by shard.
     pub shards: BTreeMap<u32, ShardObjects>,
+    /// What the autoscaler says, where it is on.
+    scaling: Option<Scaling>,
 }
 
 impl<'a> Work<'a> {
@@ -52,7 +59,15 @@ impl<'a> Work<'a> {
         let owner = Owner::of(pipeline);
         let children = ctx.caches.of(names::PIPELINE, &owner.namespace, &owner.name);
         let shards = observe::shards(&owner.name, &children, &ctx.reports);
-        Self { pipeline, owner, children, shards }
+        let mut work = Self { pipeline, owner, children, shards, scaling: None };
+        let (plan, seconds) = (work.stored_plan(), now().0.as_second());
+        work.scaling = scaling::decide(&ctx.memories, pipeline, plan.as_ref(), &work.shards, seconds);
+        work
+    }
+
+    /// Shards that are asked for: by the autoscaler, else by the spec.
+    fn replicas(&self) -> i32 {
+        self.scaling.as_ref().map_or(self.pipeline.spec.replicas, |scaling| scaling.kept.replicas)
     }
 
     /// The stored plan; none if it was deleted or never made.
@@ -101,7 +116,7 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
     }
     let store = ctx.store_of(&pipeline);
     let resolved = resolve::pipeline(&pipeline, store.as_deref(), &ctx.all_pipelines());
-    let mut wish = wish(&pipeline);
+    let mut wish = wish(&work);
     let schema = schema(&pipeline, store.as_deref());
     let resolved = match resolved {
         Ok(resolved) => resolved,
@@ -129,6 +144,12 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
             }
         },
     };
+    wish.rates = scaling::rates(&stored, &work.shards);
+    let uid = pipeline.uid().unwrap_or_default();
+    if stored.is_moving() {
+        ctx.last.set(format!("{uid}/level"));
+    }
+    wish.level = wish.rates.len() == wish.keys.len() && ctx.last.is_due(format!("{uid}/level"), LEVEL);
     let plan = stored.step(&wish, &work.seen(&stored, &resolved));
     let files = ShardFiles::new(&work.owner, &resolved, &plan);
     let workers = act::Workers::new(&work, &ctx, &resolved, &plan, &wish);
@@ -150,16 +171,21 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
         || shards.iter().any(|shard| shard.role == Role::Leaving)
         || active().any(|shard| !shard.settled && !waits)
         || plan != stored;
-    ctx.reports.set_busy(&work.owner.namespace, &work.owner.name, busy);
+    let watch = work.scaling.as_ref().is_some_and(|scaling| scaling.watch);
+    ctx.reports.set_busy(&work.owner.namespace, &work.owner.name, busy || watch);
     let unready = active().any(|shard| !shard.is_ready());
-    let rest = if waits { TURN } else { REST };
-    Ok(Action::requeue(if busy || unready || is_blocked { BUSY } else { rest }))
+    let rest = match (waits, &work.scaling) {
+        (_, Some(_)) => LOOK,
+        (true, None) => TURN,
+        (false, None) => REST,
+    };
+    Ok(Action::requeue(if busy || watch || unready || is_blocked { BUSY } else { rest }))
 }
 
-fn wish(pipeline: &IngestPipeline) -> Wish {
-    let spec = &pipeline.spec;
+fn wish(work: &Work<'_>) -> Wish {
+    let spec = &work.pipeline.spec;
     let keys: BTreeSet<String> = penstock_crds::plan::keys(spec).into_iter().collect();
-    let replicas = u32::try_from(spec.replicas).unwrap_or_default();
+    let replicas = u32::try_from(work.replicas()).unwrap_or_default();
     Wish::new(keys, spec.sharding.by == ShardBy::Shared, replicas, spec.suspend)
 }
 
@@ -283,7 +309,8 @@ pub async fn write_status(
         name: &work.owner.name,
         generation: pipeline.metadata.generation,
         wish,
-        replicas: pipeline.spec.replicas,
+        replicas: work.replicas(),
+        scaling: work.scaling.as_ref(),
         shards,
         plan: (plan.generation, plan.is_moving()),
         blocked,
@@ -296,6 +323,12 @@ pub async fn write_status(
         return Ok(());
     }
     put_status(work, ctx, &next).await?;
+    if let (Some(before), Some(next)) = (&before.autoscaling, &next.autoscaling)
+        && before.replicas != next.replicas
+    {
+        let note = format!("from {} to {} shards, by spec.autoscaling", before.replicas, next.replicas);
+        ctx.say(pipeline, true, "scaled", note).await;
+    }
     for kind in ["Ready", "Stalled", "Backpressured", "ScalingLimited"] {
         ctx.tell(pipeline, &before.conditions, &next.conditions, kind).await;
     }

@@ -9,7 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::assign::assign;
+use crate::assign::{apart, assign, weights};
+
+/// At rest keys move only where the shards are farther apart than this share of the heaviest, and come nearer to
+/// each other by at least so much.
+const UNEVEN: f64 = 0.15;
+const GAIN: f64 = 0.1;
 
 /// Which shard owns each key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +39,7 @@ pub struct Place {
 }
 
 /// What the spec asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Wish {
     /// What is divided; empty where the subscription is shared.
     pub keys: BTreeSet<String>,
@@ -44,13 +49,18 @@ pub struct Wish {
     pub parked: bool,
     /// All sessions end.
     pub ending: bool,
+    /// Messages a second of the keys, as far as they are known.
+    pub rates: BTreeMap<String, f64>,
+    /// Keys may move although every shard has some.
+    pub level: bool,
 }
 
 impl Wish {
     /// Of so many replicas, as many as have keys.
     pub fn new(keys: BTreeSet<String>, shared: bool, replicas: u32, suspended: bool) -> Self {
         let shards = if shared { replicas } else { replicas.min(keys.len() as u32) };
-        Self { keys, shards, parked: suspended || replicas == 0, ending: false }
+        let parked = suspended || replicas == 0;
+        Self { keys, shards, parked, ending: false, rates: BTreeMap::new(), level: true }
     }
 }
 
@@ -123,7 +133,8 @@ impl Plan {
         }
         let moving = self.is_moving();
         let owners = wish.keys.iter().map(|key| (key.clone(), self.keys.get(key).map(|place| place.owner)));
-        for (key, shard) in assign(&owners.collect(), &usable) {
+        let owners: BTreeMap<String, Option<u32>> = owners.collect();
+        for (key, shard) in target(wish, &owners, &usable) {
             match self.keys.get_mut(&key) {
                 None => _ = self.keys.insert(key, Place { owner: shard, successor: None }),
                 Some(place) if !moving && place.owner != shard => place.successor = Some(shard),
@@ -169,6 +180,23 @@ impl Plan {
         }
         plan
     }
+}
+
+/// Who should own each key. At rest that is who does, unless it is worth the moves.
+fn target(wish: &Wish, owners: &BTreeMap<String, Option<u32>>, usable: &[u32]) -> BTreeMap<String, u32> {
+    let weights = weights(wish.keys.iter(), &wish.rates);
+    let next = assign(owners, &weights, usable);
+    let present: BTreeMap<String, u32> =
+        owners.iter().filter_map(|(key, owner)| Some((key.clone(), (*owner)?))).collect();
+    let all_have = usable.iter().all(|shard| present.values().any(|owner| owner == shard));
+    let rests = present.len() == owners.len()
+        && present.values().all(|owner| usable.contains(owner))
+        && (all_have || present.len() < usable.len());
+    if !rests || (wish.level && wish.rates.is_empty()) {
+        return next;
+    }
+    let (before, after) = (apart(&present, &weights, usable), apart(&next, &weights, usable));
+    if wish.level && before > UNEVEN && before - after >= GAIN { next } else { present }
 }
 
 #[cfg(test)]

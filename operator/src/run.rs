@@ -73,6 +73,7 @@ pub async fn run(
         failures: crate::context::Strikes::default(),
         last: crate::context::Times::default(),
         turns: crate::turns::Turns::default(),
+        memories: crate::scaling::Memories::default(),
         told: crate::context::Told::default(),
         listed: tokio::sync::watch::Sender::default(),
         client,

@@ -8,6 +8,7 @@ use crate::conditions::{self, Say};
 use crate::names;
 use crate::plan::{Role, Wish};
 use crate::rollout::Part;
+use crate::scaling::Scaling;
 
 /// A pod, as its status tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -116,8 +117,10 @@ pub struct Facts<'a> {
     pub generation: Option<i64>,
     /// What the spec asks for.
     pub wish: &'a Wish,
-    /// Replicas that the spec asks for.
+    /// Replicas that are asked for.
     pub replicas: i32,
+    /// What the autoscaler says, where it is on.
+    pub scaling: Option<&'a Scaling>,
     /// What is known of its shards.
     pub shards: &'a [ShardView],
     /// The plan's generation, and whether keys are on their way.
@@ -148,6 +151,7 @@ pub fn status(before: &IngestPipelineStatus, facts: &Facts<'_>, now: &Time) -> I
         lag: age(reports().map(|report| report.oldest_unacked_seconds).fold(0.0, f64::max)),
         fill: percent(reports().map(|report| report.queue_fill).fold(0.0, f64::max)),
         shards: shards.iter().map(ShardView::status).collect(),
+        autoscaling: facts.scaling.map(|scaling| scaling.kept.clone()),
         conditions: before.conditions.clone(),
     };
     next.shards.sort_by_key(|shard| shard.shard);
@@ -217,7 +221,10 @@ fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Sa
         Say::that(true, "applied", format!("all shards follow plan {}", facts.plan.0))
     };
     let few = !wish.parked && !wish.ending && (wish.shards as i32) < facts.replicas;
-    let scaling = if few {
+    let limited = facts.scaling.and_then(|scaling| scaling.limited).filter(|_| !wish.parked);
+    let scaling = if let Some(limited) = limited {
+        Say::that(true, limited.as_str(), limited.explain())
+    } else if few {
         Say::that(
             true,
             "not_enough_keys",

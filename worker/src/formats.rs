@@ -54,6 +54,16 @@ impl Formats {
             .find(|(filter, _)| matches(filter.as_bytes(), topic))
             .map_or(&Reading::Auto, |(_, reading)| reading)
     }
+
+    /// The filter that a topic came by: the first that matches.
+    pub fn filter_of(&self, topic: &[u8]) -> Option<&str> {
+        let mut all = self.by_filter.iter().map(|(filter, _)| filter.as_str());
+        if self.by_filter.len() == 1 {
+            all.next()
+        } else {
+            all.find(|filter| matches(filter.as_bytes(), topic))
+        }
+    }
 }
 
 /// The filter within a shared subscription (MQTT-4.8.2).
@@ -110,6 +120,7 @@ mod tests {
         ]);
         assert_eq!(formats.of(b"a/b"), &Reading::InfluxLine(TimeUnit::Nanoseconds));
         assert_eq!(formats.of(b"b"), &Reading::SenMl);
+        assert_eq!((formats.filter_of(b"a/b"), formats.filter_of(b"b")), (Some("a/#"), Some("#")));
     }
 
     #[test]

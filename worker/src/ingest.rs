@@ -206,6 +206,7 @@ impl Ingest {
         let metrics = &self.shared.metrics;
         self.shared.clock.observe(at);
         metrics.points.inc_by(samples_stored);
+        self.shared.flow.committed(&batch, at, &self.terms());
 
         let latency = metrics.latency.local();
         for row in &batch.samples {

@@ -8,6 +8,7 @@ pub mod dead_letters;
 pub mod decode;
 pub mod delivery;
 pub mod draft;
+pub mod flow;
 pub mod formats;
 pub mod gap;
 pub mod http;

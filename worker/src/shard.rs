@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::DatabaseClock;
+use crate::flow::Flow;
 use crate::gap::Gap;
 use crate::http::{Pages, Pulse};
 use crate::inbox::Inbox;
@@ -117,6 +118,7 @@ impl Shard {
             metrics: metrics.clone(),
             committing: Occupied::default(),
             throughput: Throughput::default(),
+            flow: Flow::default(),
             gap: Gap::default(),
             tracer,
         });
@@ -437,6 +439,7 @@ impl Shard {
         Look {
             at,
             full: lanes.iter().map(|lane| lane.acks.full_for(at)).collect(),
+            used: lanes.iter().map(|lane| lane.acks.used(at)).collect(),
             committing: self.shared.committing.total(at),
             busy: [session.worker_total_busy_duration(0), busy_writers / writers.num_workers().max(1) as u32],
             committed: self.shared.metrics.committed.get(),
@@ -444,6 +447,7 @@ impl Shard {
             commit_seconds: commits.get_sample_sum(),
             window: lanes.iter().map(|lane| lane.acks.window().observed).max().unwrap_or_default(),
             fill: self.shared.queue_fill(),
+            delay: self.shared.flow.beat(at),
         }
     }
 }

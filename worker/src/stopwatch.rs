@@ -1,4 +1,4 @@
-//! How long something has held in all.
+//! How long something has held in all, and how much of it there was.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,6 +26,27 @@ impl Stopwatch {
     /// How long it held until now.
     pub fn total(&self, now: Instant) -> Duration {
         self.total + self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+}
+
+/// Adds up a value over time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Level {
+    value: f64,
+    since: Option<Instant>,
+    total: f64,
+}
+
+impl Level {
+    /// From now on it is so much.
+    pub fn set(&mut self, value: f64, now: Instant) {
+        (self.total, self.since, self.value) = (self.total(now), Some(now), value);
+    }
+
+    /// Its sum until now: 1 for each second in which it was 1.
+    pub fn total(&self, now: Instant) -> f64 {
+        let elapsed = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        self.total + self.value * elapsed.as_secs_f64()
     }
 }
 
@@ -78,6 +99,17 @@ mod tests {
         assert_eq!(watch.total(at(9)), Duration::from_secs(3));
         watch.set(true, at(10));
         assert_eq!(watch.total(at(11)), Duration::from_secs(4));
+    }
+
+    #[test]
+    fn a_value_counts_for_as_long_as_it_is_so() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut level = Level::default();
+        level.set(0.5, at(1));
+        level.set(2.0, at(3));
+        level.set(0.0, at(4));
+        assert!((level.total(at(9)) - 3.0).abs() < 1e-9);
     }
 
     #[test]

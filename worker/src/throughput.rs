@@ -8,6 +8,8 @@ use penstock_crds::report::Limit;
 
 /// Over how long a share is taken.
 const SPAN: Duration = Duration::from_secs(10);
+/// Fewest values that tell how they grow.
+const FEWEST: usize = 5;
 /// Most looks within it.
 const LOOKS: usize = 32;
 
@@ -30,6 +32,8 @@ pub struct Look {
     pub at: Instant,
     /// For how long each session's window has been full.
     pub full: Vec<Duration>,
+    /// The share of each session's window in use, added up over the seconds.
+    pub used: Vec<f64>,
     /// For how long at least one batch has been on its way into the database.
     pub committing: Duration,
     /// For how long the session's thread, and a writer's on average, have been busy.
@@ -44,6 +48,8 @@ pub struct Look {
     pub window: usize,
     /// Share of the byte budget in use.
     pub fill: f64,
+    /// How old the messages of the newest batch since the look before were, in seconds.
+    pub delay: Option<f64>,
 }
 
 /// Shares of the recent time.
@@ -51,6 +57,8 @@ pub struct Look {
 pub struct Recent {
     /// A session's window was full.
     pub full: f64,
+    /// Of a session's window in use, on average.
+    pub used: f64,
     /// A batch was on its way.
     pub committing: f64,
     /// The busiest thread was busy.
@@ -63,6 +71,8 @@ pub struct Recent {
     pub window: usize,
     /// Share of the byte budget in use.
     pub fill: f64,
+    /// How old messages are when they are committed, in seconds, and by how much that grows in a second.
+    pub delay: Option<(f64, Option<f64>)>,
 }
 
 impl Recent {
@@ -71,18 +81,27 @@ impl Recent {
         let share = |before: Duration, after: Duration| after.saturating_sub(before).as_secs_f64() / span;
         let before = earlier.full.iter().copied().chain(std::iter::repeat(Duration::ZERO));
         let full = later.full.iter().zip(before).map(|(after, before)| share(before, *after));
+        let before = earlier.used.iter().copied().chain(std::iter::repeat(0.0));
+        let used = later.used.iter().zip(before).map(|(after, before)| (after - before) / span);
         let busy = earlier.busy.iter().zip(&later.busy).map(|(before, after)| share(*before, *after));
         let commits = later.commits.saturating_sub(earlier.commits);
         let seconds = (later.commit_seconds - earlier.commit_seconds).max(0.0);
         Self {
             full: full.fold(0.0, f64::max),
+            used: used.fold(0.0, f64::max).clamp(0.0, 1.0),
             committing: share(earlier.committing, later.committing),
             busy: busy.fold(0.0, f64::max),
             rate: later.committed.saturating_sub(earlier.committed) as f64 / span,
             commit: (commits > 0).then(|| Duration::from_secs_f64(seconds / commits as f64)),
             window: later.window,
             fill: later.fill,
+            delay: None,
         }
+    }
+
+    /// The share of what it could do that the worker does.
+    pub fn utilisation(&self) -> f64 {
+        self.used.max(self.busy).min(1.0)
     }
 
     /// What limits the throughput.
@@ -100,6 +119,18 @@ impl Recent {
             Limit::BrokerWindow
         }
     }
+}
+
+/// By how much a value grows in a second: the line that fits best. Too few values in too short a time tell
+/// nothing.
+fn slope(values: &[(f64, f64)]) -> Option<f64> {
+    let count = values.len() as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| values.iter().map(of).sum::<f64>() / count;
+    let (at, value) = (mean(|(at, _)| *at), mean(|(_, value)| *value));
+    let spread: f64 = values.iter().map(|(time, _)| (time - at).powi(2)).sum();
+    let product: f64 = values.iter().map(|(time, other)| (time - at) * (other - value)).sum();
+    let length = values.last()?.0 - values.first()?.0;
+    (values.len() >= FEWEST && length >= SPAN.as_secs_f64() / 3.0).then(|| product / spread)
 }
 
 /// Messages a second that a window allows (Little's law): none more than it fit into a round trip and a commit.
@@ -133,7 +164,13 @@ impl Throughput {
     pub fn recent(&self) -> Recent {
         let looks = self.looks();
         match (looks.front(), looks.back()) {
-            (Some(first), Some(last)) if first.at < last.at => Recent::between(first, last),
+            (Some(first), Some(last)) if first.at < last.at => {
+                let delays: Vec<(f64, f64)> = (looks.iter())
+                    .filter_map(|look| Some(((look.at - first.at).as_secs_f64(), look.delay?)))
+                    .collect();
+                let delay = delays.last().map(|(_, delay)| (*delay, slope(&delays)));
+                Recent { delay, ..Recent::between(first, last) }
+            }
             _ => Recent::default(),
         }
     }
@@ -171,6 +208,7 @@ mod tests {
         let first = Look {
             at: start,
             full: vec![100 * MS],
+            used: vec![0.3],
             committing: 50 * MS,
             busy: [Duration::ZERO, 500 * MS],
             committed: 1000,
@@ -178,10 +216,12 @@ mod tests {
             commit_seconds: 1.0,
             window: 0,
             fill: 0.0,
+            delay: None,
         };
         let last = Look {
             at: start + 1000 * MS,
             full: vec![200 * MS, 600 * MS],
+            used: vec![0.5, 0.7],
             committing: 950 * MS,
             busy: [250 * MS, 600 * MS],
             committed: 3000,
@@ -189,6 +229,7 @@ mod tests {
             commit_seconds: 1.5,
             window: 20,
             fill: 0.1,
+            delay: Some(4.0),
         };
         let throughput = Throughput::default();
         throughput.observe(first);
@@ -196,12 +237,14 @@ mod tests {
         throughput.observe(last);
         let expected = Recent {
             full: 0.6,
+            used: 0.7,
             committing: 0.9,
             busy: 0.25,
             rate: 2000.0,
             commit: Some(5 * MS),
             window: 20,
             fill: 0.1,
+            delay: Some((4.0, None)),
         };
         assert_eq!(throughput.recent(), expected);
     }
@@ -214,6 +257,7 @@ mod tests {
             throughput.observe(Look {
                 at: start + second * 1000 * MS,
                 full: vec![second.min(30) * 1000 * MS],
+                used: Vec::new(),
                 committing: Duration::ZERO,
                 busy: [Duration::ZERO; 2],
                 committed: 0,
@@ -221,9 +265,13 @@ mod tests {
                 commit_seconds: 0.0,
                 window: 0,
                 fill: 0.0,
+                delay: (second >= 55).then(|| f64::from(second) * 0.5),
             });
         }
-        assert!(throughput.recent().full < 0.01, "the window was full long ago");
+        let recent = throughput.recent();
+        assert!(recent.full < 0.01, "the window was full long ago");
+        let (delay, growth) = recent.delay.unwrap();
+        assert!((delay - 29.5).abs() + (growth.unwrap() - 0.5).abs() < 1e-9, "{growth:?}");
     }
 
     #[test]

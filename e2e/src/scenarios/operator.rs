@@ -1,6 +1,7 @@
 //! The operator on a real cluster, installed from its chart: pipelines with real workers, a real broker
 //! and a real database. Only `faults` runs it without nodes, and plays the workers.
 
+mod autoscale;
 mod away;
 mod causes;
 mod children;
@@ -20,6 +21,7 @@ use crate::suite::Scenario;
 pub fn all() -> Vec<Scenario> {
     [
         scale::all(),
+        autoscale::all(),
         life::all(),
         children::all(),
         causes::all(),

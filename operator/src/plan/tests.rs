@@ -178,6 +178,37 @@ fn a_key_moves_by_make_before_break() {
 }
 
 #[test]
+fn at_rest_keys_move_only_where_that_is_worth_it_and_only_when_they_may() {
+    let served = |plan: &Plan| -> BTreeMap<u32, Seen> {
+        let seen = |shard: u32| Seen { serves: plan.keys_of(shard).into_iter().collect(), ..Seen::default() };
+        (0..2).map(|shard| (shard, seen(shard))).collect()
+    };
+    let rates = |rates: [f64; 4]| ["a", "b", "c", "d"].map(str::to_owned).into_iter().zip(rates).collect();
+    let mut wish = wish(&["a", "b", "c", "d"], 2);
+    let plan = Plan::default().step(&wish, &BTreeMap::new());
+    let first = plan.keys_of(0);
+    assert_eq!(first.len(), 2);
+    // The first shard has the heavy ones.
+    let heavy = |key: &str, most: f64| if first.contains(&key.to_owned()) { most } else { 10.0 };
+    wish.rates = rates(["a", "b", "c", "d"].map(|key| heavy(key, 11.0)));
+    assert_eq!(plan.step(&wish, &served(&plan)), plan, "a little is not worth a move");
+    wish.rates = rates(["a", "b", "c", "d"].map(|key| heavy(key, 40.0)));
+    wish.level = false;
+    assert_eq!(plan.step(&wish, &served(&plan)), plan, "it moved not long ago");
+    wish.level = true;
+    let moving = plan.step(&wish, &served(&plan));
+    assert_eq!(moving.keys.values().filter(|place| place.successor.is_some()).count(), 2, "{moving:?}");
+    wish.level = false;
+    let served_by_both = [0, 1].map(|shard| (shard, moving.keys_of(shard)));
+    let seen = served_by_both
+        .map(|(shard, keys)| (shard, Seen { serves: keys.into_iter().collect(), ..Seen::default() }));
+    let moved = moving.step(&wish, &seen.into());
+    assert!(!moved.is_moving() && moved.keys_of(0).len() == 2, "what was begun ends: {moved:?}");
+    wish.level = true;
+    assert_eq!(moved.step(&wish, &served(&moved)), moved, "it is final");
+}
+
+#[test]
 fn a_move_to_a_shard_that_is_no_longer_wanted_is_taken_back() {
     let seen = BTreeMap::new();
     let moving = Plan::default().step(&wish(&["a", "b"], 1), &seen).step(&wish(&["a", "b"], 2), &seen);

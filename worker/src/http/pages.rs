@@ -157,7 +157,7 @@ impl Pages {
 
     /// All that is known.
     pub(super) async fn status(&self) -> WorkerStatus {
-        let Shared { metrics, lanes, throughput, .. } = &*self.shared;
+        let Shared { metrics, lanes, throughput, flow, .. } = &*self.shared;
         let (window, recent) = (lanes.window(), throughput.recent());
         let (lease, plan) = self.lease.status();
         let granted = |lane: &Lane| lane.link().granted().cloned().collect::<Vec<_>>();
@@ -184,7 +184,11 @@ impl Pages {
             limited_by: recent.limit(),
             takeover_gap_seconds: self.shared.gap.last().map(|gap| gap.as_secs_f64()),
             rate: recent.rate,
-            utilisation: recent.committing.min(1.0),
+            utilisation: recent.utilisation(),
+            commit_seconds: recent.commit.map(|commit| commit.as_secs_f64()),
+            delay_seconds: recent.delay.map(|(delay, _)| delay),
+            delay_growth: recent.delay.and_then(|(_, growth)| growth),
+            key_rates: flow.rates(),
             busy: recent.busy.min(1.0),
             epoch: window.epoch,
             received: metrics.received.get(),

@@ -5,16 +5,23 @@
 //! epochs: packet ids mean something on one connection only, and a broker may discard a queued
 //! message when it gets a stale one.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::client::Client;
-use crate::stopwatch::Stopwatch;
+use crate::stopwatch::{Level, Stopwatch};
 
 /// Windows of brokers that bound them by themselves: 10 to 50. In a larger one half a batch costs the
 /// database more than it gains.
 const SMALL_WINDOW: usize = 64;
+
+/// How often a window must have been filled before it is known that the broker sends no more: a mere peak of
+/// the load is soon exceeded.
+const FILLED: u32 = 20;
+/// The least that is supposed of a window that is not known.
+const UNKNOWN_WINDOW: usize = 1000;
 
 /// Unacknowledged deliveries of one epoch, in the order of receipt.
 #[derive(Debug, Default)]
@@ -84,6 +91,10 @@ struct Live {
     /// Most deliveries seen unacknowledged at once in this epoch: the broker's window, as far as
     /// load has shown it.
     plateau: usize,
+    /// How often there were so many again.
+    filled: u32,
+    /// The share of the window that is in use.
+    used: Level,
     /// The time for which the window was full.
     full: Stopwatch,
 }
@@ -92,6 +103,19 @@ impl Live {
     /// The window is no longer full.
     fn over(&mut self, now: Instant) {
         self.full.set(false, now);
+    }
+
+    /// What an epoch leaves to the next: what is added up.
+    fn next(&mut self, now: Instant) -> Self {
+        self.over(now);
+        self.used.set(0.0, now);
+        Self { epoch: self.epoch, full: self.full, used: self.used, ..Self::default() }
+    }
+
+    /// The share of the window that is in use, as far as load has shown the window.
+    fn note_use(&mut self, now: Instant) {
+        let window = if self.filled >= FILLED { self.plateau } else { self.plateau.max(UNKNOWN_WINDOW) };
+        self.used.set(self.prefix.len() as f64 / window as f64, now);
     }
 }
 
@@ -166,16 +190,15 @@ impl Acks {
     /// Begins the next epoch: one connection, with acknowledgements of its own. Returns its number.
     pub fn begin(&self, client: Client) -> u64 {
         let mut live = self.live();
-        live.over(Instant::now());
-        *live = Live { epoch: live.epoch + 1, client: Some(client), full: live.full, ..Live::default() };
+        let next = live.next(Instant::now());
+        *live = Live { epoch: next.epoch + 1, client: Some(client), ..next };
         live.epoch
     }
 
     /// Ends the current epoch. What is unacknowledged is never acknowledged; the broker sends it again.
     pub fn end(&self) {
         let mut live = self.live();
-        live.over(Instant::now());
-        *live = Live { epoch: live.epoch, full: live.full, ..Live::default() };
+        *live = live.next(Instant::now());
     }
 
     /// Takes in a delivery at QoS 1 of the current epoch. Returns its place, and the window.
@@ -183,9 +206,14 @@ impl Acks {
         let mut live = self.live();
         let seq = live.prefix.push(packet_id, arrived);
         let unacked = live.prefix.len();
-        live.plateau = live.plateau.max(unacked);
+        match unacked.cmp(&live.plateau) {
+            Ordering::Greater => (live.plateau, live.filled) = (unacked, 0),
+            Ordering::Equal => live.filled = live.filled.saturating_add(1),
+            Ordering::Less => {}
+        }
         let full = unacked >= live.plateau;
         live.full.set(full, arrived);
+        live.note_use(arrived);
         (seq, Window::of(unacked, live.plateau, None, live.epoch))
     }
 
@@ -206,15 +234,23 @@ impl Acks {
             // All at once: a system call for each would cost more than the rest of a message.
             client.acknowledge(std::iter::from_fn(|| prefix.pop()));
         }
+        let now = Instant::now();
         if live.prefix.len() < live.plateau {
-            live.over(Instant::now());
+            live.over(now);
         }
+        live.note_use(now);
         stale
     }
 
     /// The time for which the window has been full, in all epochs.
     pub fn full_for(&self, now: Instant) -> Duration {
         self.live().full.total(now)
+    }
+
+    /// The share of the window in use, added up over all epochs: 1 for each second in which it was full. A
+    /// window that load has not filled yet is taken for a large one.
+    pub fn used(&self, now: Instant) -> f64 {
+        self.live().used.total(now)
     }
 
     /// Sends on the current epoch's connection.
@@ -256,6 +292,22 @@ mod tests {
         assert!(both.is_full() && !idle.and(slow).is_full());
         assert_eq!((both.unacked, both.observed, both.epoch, both.half()), (13, 30, 3, 5));
         assert_eq!(Window::of(1, 1000, None, 1).and(idle).half(), usize::MAX);
+    }
+
+    #[test]
+    fn a_window_counts_as_a_large_one_until_load_has_filled_it_again_and_again() {
+        let (acks, start) = (Acks::default(), Instant::now());
+        let second = |second: u64| start + Duration::from_secs(second);
+        for packet_id in 0..20 {
+            acks.push(packet_id, start);
+        }
+        assert!((acks.used(second(10)) - 0.2).abs() < 1e-6, "20 of 1000 for ten seconds");
+        for _ in 0..FILLED {
+            acks.live().prefix.commit(0);
+            acks.live().prefix.entries.pop_front();
+            acks.push(0, second(10));
+        }
+        assert!((acks.used(second(20)) - 10.2).abs() < 1e-6, "it was full for ten seconds");
     }
 
     proptest! {

@@ -16,6 +16,7 @@ use super::options::Options;
 use crate::clock::DatabaseClock;
 use crate::decode;
 use crate::delivery::{Delivery, InHand};
+use crate::flow::Flow;
 use crate::gap::Gap;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
@@ -76,6 +77,8 @@ pub struct Shared {
     pub committing: Occupied,
     /// What limits the throughput.
     pub throughput: Throughput,
+    /// What comes by key, and how old it is.
+    pub flow: Flow,
     /// The last takeover.
     pub gap: Gap,
     /// Traces, if they are asked for.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_crds::Manifest;
-use penstock_crds::pipeline::{Rebirth, ReceiveTime, Subscription};
+use penstock_crds::pipeline::{Rebirth, ReceiveTime, ShardBy, Subscription};
 use penstock_crds::plan::{ShardPlan, files_digest, restart_digest};
 use penstock_crds::report::{PlanStatus, Reason};
 use penstock_crds::store::TenantMode;
@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::{SettingsError, Sources};
 use crate::decode::{Decoder, Rules};
+use crate::delivery::Delivery;
 use crate::formats::Formats;
 use crate::http;
 use crate::ingest;
@@ -30,6 +31,8 @@ pub struct Terms {
     pub digest: String,
     /// What to subscribe.
     pub work: Work,
+    /// What keys are.
+    pub sharding: ShardBy,
     /// How a topic's payloads are read.
     pub formats: Formats,
     /// Reads messages: topics' layout, times and sizes that are accepted, tenants that may store.
@@ -133,6 +136,7 @@ impl Sources {
         Ok(Terms {
             digest: texts.digest(),
             work: self.work(texts.plan.as_deref(), manifest)?,
+            sharding: spec.sharding.by,
             formats: Formats::new(&mqtt.subscriptions),
             decoder: Decoder::new(layout, rules, tenants),
             max_series: store.tenants.max_series,
@@ -177,6 +181,15 @@ pub(super) fn read(path: &Path) -> Result<String, SettingsError> {
 }
 
 impl Terms {
+    /// The key that a delivery belongs to; none where nothing is divided.
+    pub fn key_of<'a>(&'a self, delivery: &'a Delivery) -> Option<&'a str> {
+        match self.sharding {
+            ShardBy::Topic => self.formats.filter_of(&delivery.topic),
+            ShardBy::Tenant => delivery.tenant.as_deref(),
+            ShardBy::Shared => None,
+        }
+    }
+
     /// These after others: what Sparkplug's births said is still known, and what is on its way by filters
     /// that are no longer here is read as it was.
     fn after(self, before: &Self) -> Self {

@@ -44,7 +44,9 @@ async fn a_pipeline_is_applied_scaled_to_four_and_to_one_under_load_and_every_me
             .filter_map(|shard| shard["keys"].as_i64())
             .collect();
         ensure!(
-            keys.iter().max().zip(keys.iter().min()).is_some_and(|(most, least)| most - least <= 1),
+            keys.len() == replicas as usize
+                && keys.iter().all(|keys| *keys > 0)
+                && keys.iter().sum::<i64>() == 8,
             "{keys:?}"
         );
         for gone in replicas..4 {
