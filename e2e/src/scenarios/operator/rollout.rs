@@ -60,12 +60,6 @@ fn images(plant: &Plant) -> Result<BTreeMap<String, String>> {
     Ok(list["items"].as_array().into_iter().flatten().filter_map(of).collect())
 }
 
-fn set_image(plant: &Plant, image: &str) -> Result<()> {
-    let patch = format!(r#"{{"spec":{{"worker":{{"image":"{image}"}}}}}}"#);
-    plant.kubectl(&["patch", "ingestpipelines.penstock.dev", PIPELINE, "--type=merge", "-p", &patch])?;
-    Ok(())
-}
-
 fn load(bed: &Bed) -> Load {
     Load::mixed(bed, RATE)
 }
@@ -132,7 +126,7 @@ async fn a_bad_image_stalls_at_the_first_shard_ingestion_goes_on_and_a_corrected
     bed.cluster()?.tag_image(PENSTOCK, OTHER)?;
     plant.start(3).await?;
     let load = load(bed);
-    set_image(&plant, "localhost/penstock:nowhere")?;
+    plant.set_image("localhost/penstock:nowhere")?;
     plant
         .until("it stalls and says why, and is ready", |ipl| {
             let said = ipl["status"]["conditions"].to_string();
@@ -155,7 +149,7 @@ async fn a_bad_image_stalls_at_the_first_shard_ingestion_goes_on_and_a_corrected
     let two: Vec<_> =
         pods(&plant)?.into_iter().filter(|(_, pods)| pods.len() > 1).map(|(shard, _)| shard).collect();
     ensure!(two == ["0"], "shards {two:?} have two pods");
-    set_image(&plant, OTHER)?;
+    plant.set_image(OTHER)?;
     plant.ready(3).await.with_context(|| plant.logs())?;
     ensure!(condition(&plant.pipeline()?, "Stalled").0 == "False");
     ensure!(images(&plant)?.values().all(|image| image == OTHER), "{:?}", images(&plant)?);
@@ -172,7 +166,7 @@ async fn another_image_reaches_eight_shards_one_at_a_time_under_load_and_every_m
     let load = load(bed);
     let (stop, watching) = watch(&plant);
     let start = Instant::now();
-    set_image(&plant, OTHER)?;
+    plant.set_image(OTHER)?;
     plant.ready(8).await.with_context(|| plant.logs())?;
     let took = start.elapsed();
     stop.store(true, Ordering::SeqCst);
