@@ -156,7 +156,8 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
     Ok(Action::requeue(if busy || unready || is_blocked { BUSY } else { rest }))
 }
 
-fn wish(pipeline: &IngestPipeline) -> Wish {
+/// What its spec asks for.
+pub fn wish(pipeline: &IngestPipeline) -> Wish {
     let spec = &pipeline.spec;
     let keys: BTreeSet<String> = penstock_crds::plan::keys(spec).into_iter().collect();
     let replicas = u32::try_from(spec.replicas).unwrap_or_default();
