@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::cluster::Cluster;
+use crate::plant::Plant;
 use crate::stack;
 use crate::stack::certificates::Authority;
 use crate::stack::prometheus::Prometheus;
@@ -57,14 +58,9 @@ impl Drop for Adapter {
 }
 
 impl Adapter {
-    /// Starts one that answers from this Prometheus, and registers it by a Service of the namespace.
-    pub async fn start(
-        cluster: Arc<Cluster>,
-        namespace: &str,
-        prometheus: Prometheus,
-        apply: impl Fn(&str) -> Result<String>,
-    ) -> Result<Self> {
-        let host = cluster.host_address()?;
+    /// Starts one that answers from this Prometheus, and registers it by a Service beside the pipeline.
+    pub async fn start(plant: &Plant, prometheus: Prometheus) -> Result<Self> {
+        let host = plant.cluster.host_address()?;
         let listener = Tls::bind(host).await?;
         let port = axum::serve::Listener::local_addr(&listener)?.port();
         let answers = Arc::new(Answers { rules: rules()?, prometheus });
@@ -73,7 +69,7 @@ impl Adapter {
             .route(&format!("{API}/namespaces/{{namespace}}/{{metric}}"), get(metric))
             .with_state(answers);
         let task = tokio::spawn(async move { axum::serve(listener, pages).await });
-        let adapter = Self { cluster, task };
+        let adapter = Self { cluster: Arc::clone(&plant.cluster), task };
         let name = "metrics-adapter";
         for object in [
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
@@ -85,11 +81,11 @@ impl Adapter {
             json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": REGISTRATION},
             "spec": {
                 "group": "external.metrics.k8s.io", "version": "v1beta1",
-                "service": {"name": name, "namespace": namespace}, "insecureSkipTLSVerify": true,
+                "service": {"name": name, "namespace": plant.namespace}, "insecureSkipTLSVerify": true,
                 "groupPriorityMinimum": 100, "versionPriority": 100,
             }}),
         ] {
-            apply(&object.to_string())?;
+            plant.apply(&object.to_string())?;
         }
         let registered = format!("apiservice/{REGISTRATION}");
         adapter.cluster.kubectl(&["wait", "--for=condition=Available", &registered, "--timeout=30s"])?;

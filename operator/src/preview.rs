@@ -44,7 +44,7 @@ pub struct Move {
 }
 
 impl Preview {
-    /// Of a pipeline, with so many shards instead of its own number.
+    /// Of a pipeline; with so many shards instead of its own number, as if it were scaled by hand.
     pub fn of(
         mut pipeline: IngestPipeline,
         replicas: Option<i32>,
@@ -52,6 +52,7 @@ impl Preview {
     ) -> Result<Self, Unresolved> {
         if let Some(replicas) = replicas {
             pipeline.spec.replicas = replicas;
+            pipeline.spec.autoscaling = None;
         }
         let wrong = validate::pipeline(&pipeline.spec);
         if wrong.is_empty() {

@@ -5,15 +5,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection};
 
 use crate::bed::Bed;
 use crate::cluster::image::PENSTOCK;
 use crate::fleet::Fleet;
-use crate::plant::{PIPELINE, Plant};
+use crate::plant::{PIPELINE, Plant, SYSTEM};
 use crate::proxy::{Mode, Proxy};
-use crate::publisher::Outgoing;
+use crate::publisher::{self, Outgoing};
 use crate::scenario;
 use crate::scenarios::load::Load;
 use crate::stack::mosquitto::Setup;
@@ -46,7 +46,7 @@ pub fn all() -> Vec<Scenario> {
         },
         scenario!(
             alerts_tell_a_stalled_rollout_and_limited_scaling_and_dashboards_show_what_there_is
-                [cluster, prometheus]
+                [cluster, prometheus, alone]
         ),
     ]
 }
@@ -162,7 +162,21 @@ async fn alerts_tell_a_broker_or_database_that_is_away_and_what_is_lost_late_or_
     bed.publish((0..1000).map(bad).collect()).await?;
     prometheus.alert("PenstockDeadLetters", true, SOON).await?;
     load.stop().await?;
-    quiet_but_for(&prometheus, "PenstockOperatorAway|PenstockBrokerDrops|PenstockDeadLetters").await?;
+    worker.idle().await?;
+    // Another client with the worker's id, again and again.
+    let (address, id) = (bed.address.clone(), bed.client_id());
+    let intruder = tokio::spawn(async move {
+        loop {
+            let _ = publisher::has_session(&address, &id).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    prometheus.alert("PenstockClientIdInUse", true, SOON).await?;
+    intruder.abort();
+    worker.ready().await?;
+    let lasting = "PenstockOperatorAway|PenstockBrokerDrops|PenstockDeadLetters|PenstockClientIdInUse";
+    prometheus.alert("PenstockBrokerAway", false, SOON).await?;
+    quiet_but_for(&prometheus, lasting).await?;
     bed.broker()?.stop()?;
     bed.broker()?.wipe()?;
     bed.broker()?.start_again()?;
@@ -187,7 +201,6 @@ async fn alerts_tell_a_stalled_rollout_and_limited_scaling_and_dashboards_show_w
     let load = Load::start(Fleet::steady(&bed.address, RATE, 1_000_000));
     flows(&prometheus).await?;
     dashboards_show_what_there_is(&prometheus).await?;
-    // Pipelines of scenarios beside this one have faults of their own.
     plant.scale(9)?;
     prometheus.alert("PenstockScalingLimited", true, SOON).await?;
     plant.scale(1)?;
@@ -204,7 +217,30 @@ async fn alerts_tell_a_stalled_rollout_and_limited_scaling_and_dashboards_show_w
     prometheus.alert("PenstockNotReady", true, SOON).await?;
     plant.broker.set(Mode::Pass);
     prometheus.alert("PenstockNotReady", false, SOON).await?;
-    load.stop().await
+    load.stop().await?;
+    plant.apply(&broken_store())?;
+    prometheus.alert("PenstockSchemaNotReady", true, SOON).await?;
+    replicas_of_the_operator(&plant, 0)?;
+    prometheus.alert("PenstockOperatorAway", true, SOON).await?;
+    replicas_of_the_operator(&plant, 2)?;
+    prometheus.alert("PenstockOperatorAway", false, SOON).await
+}
+
+/// A store whose owner finds no database.
+fn broken_store() -> String {
+    let url = json!({"url": {"secretKeyRef": {"name": "nowhere", "key": "url"}}});
+    json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "nowhere"},
+            "stringData": {"url": "postgres://nobody:p-secret@127.0.0.1:1/none"}},
+        {"apiVersion": "penstock.dev/v1alpha1", "kind": "TelemetryStore", "metadata": {"name": "broken"},
+            "spec": {"database": url, "migration": url}},
+    ]})
+    .to_string()
+}
+
+fn replicas_of_the_operator(plant: &Plant, count: u32) -> Result<()> {
+    let count = format!("--replicas={count}");
+    plant.cluster.kubectl(&["scale", "deployment", "penstock", "-n", SYSTEM, &count]).map(drop)
 }
 
 /// All that rules and dashboards ask for is there, and every panel shows something.
@@ -227,10 +263,13 @@ async fn dashboards_show_what_there_is(prometheus: &Prometheus) -> Result<()> {
                 .replace("$namespace", ".*")
                 .replace("$pipeline", ".*")
                 .replace("$__rate_interval", "30s");
-            let shown = prometheus.query(&asked).await.context(panel.to_string())?;
             // Some show only what is not as it should be.
             let may_be_empty = ["> 0", "== 0 or", "ALERTS"].iter().any(|part| panel.contains(part));
-            ensure!(may_be_empty || !shown.is_empty(), "{} shows nothing: {asked}", board["title"]);
+            let what = format!("{} shows something: {asked}", board["title"]);
+            let shown = until_async(&what, SOON, || async {
+                prometheus.query(&asked).await.is_ok_and(|shown| may_be_empty || !shown.is_empty())
+            });
+            shown.await?;
         }
         expressions.extend(panels);
     }

@@ -163,7 +163,14 @@ async fn a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for(_
         same(label, &service["metadata"]["labels"][label], value)?;
     }
     same("the port", &monitor["spec"]["endpoints"][0]["port"], &service["spec"]["ports"][0]["name"])?;
+    same("whose labels", &monitor["spec"]["endpoints"][0]["honorLabels"], &json!(true))?;
     let workers = one(&objects, "PodMonitor")?;
+    for (place, label) in ["pipeline", "shard"].into_iter().enumerate() {
+        let given = &workers["spec"]["podMetricsEndpoints"][0]["relabelings"][place];
+        same("a label", &given["targetLabel"], &json!(label))?;
+        let from = format!("__meta_kubernetes_pod_label_penstock_dev_{label}");
+        same("where it is from", &given["sourceLabels"], &json!([from]))?;
+    }
     same("where", &workers["spec"]["namespaceSelector"], &json!({"any": true}))?;
     same(
         "which pods",

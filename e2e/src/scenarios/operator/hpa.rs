@@ -51,9 +51,7 @@ async fn an_hpa_scales_by_the_queue_up_and_down_under_load_and_is_refused_beside
     let plant = Plant::new(bed).await?;
     plant.start(1).await.with_context(|| plant.logs())?;
     let prometheus = plant.prometheus(&bed.folder).await?;
-    let cluster = plant.cluster.clone();
-    let _adapter =
-        Adapter::start(cluster, &plant.namespace, prometheus, |object| plant.apply(object)).await?;
+    let _adapter = Adapter::start(&plant, prometheus).await?;
     let load = Load::start(Fleet::steady(&bed.address, 300.0, 1_000_000));
     let mut hpa = hpa()?;
     plant.apply(&hpa.to_string())?;
