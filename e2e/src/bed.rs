@@ -47,6 +47,8 @@ pub struct Needs {
     pub alone: bool,
     /// Helm alone.
     pub helm: bool,
+    /// Prometheus, of the Debian root.
+    pub prometheus: bool,
 }
 
 impl Needs {
@@ -121,6 +123,8 @@ impl Stack {
             "it stops the database, and DATABASE_URL names one that is not ours"
         } else if needs.helm && !cluster::has_helm() {
             "it runs helm, which is built with Go: install Go (https://go.dev/dl)"
+        } else if needs.prometheus && self.root.is_none() {
+            "it runs Prometheus, which is installed beside a broker or a database of our own"
         } else if needs.cluster && (self.external_broker.is_some() || self.has_external_database()) {
             "pods reach parts of our own only, and MQTT_URL or DATABASE_URL names others"
         } else if needs.control_plane && cluster::is_foreign() {

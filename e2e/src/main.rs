@@ -3,6 +3,7 @@
 // Counters come as floats and are whole numbers.
 #![allow(clippy::float_cmp)]
 
+mod adapter;
 mod bed;
 mod bench;
 mod cluster;

@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::cluster::image::PENSTOCK;
 use crate::proxy::Proxy;
 use crate::publisher;
 use crate::stack;
+use crate::stack::prometheus::Prometheus;
 use crate::wait::until_async;
 use crate::worker::Metrics;
 
@@ -243,6 +245,20 @@ impl Plant {
         let (pipeline, replicas) =
             (format!("ingestpipelines.penstock.dev/{PIPELINE}"), format!("--replicas={replicas}"));
         self.kubectl(&["scale", &pipeline, &replicas]).map(drop)
+    }
+
+    /// A Prometheus that looks at the cluster by the example's configuration, often.
+    pub async fn prometheus(&self, folder: &Path) -> Result<Prometheus> {
+        let example = std::fs::read_to_string(stack::project().join("examples/prometheus.yaml"))?;
+        let found = format!("{{role: pod, kubeconfig_file: {}}}", self.cluster.kubeconfig().display());
+        Prometheus::start(folder, &example.replace("15s", "1s").replace("{role: pod}", &found)).await
+    }
+
+    /// Asks for workers of this image.
+    pub fn set_image(&self, image: &str) -> Result<()> {
+        let patch = format!(r#"{{"spec":{{"worker":{{"image":"{image}"}}}}}}"#);
+        self.kubectl(&["patch", "ingestpipelines.penstock.dev", PIPELINE, "--type=merge", "-p", &patch])
+            .map(drop)
     }
 
     /// What a worker's pod counts.

@@ -1,5 +1,6 @@
 //! The scenarios, by what they fault.
 
+mod alerts;
 mod broker;
 mod chart;
 mod crash;
@@ -44,6 +45,7 @@ pub fn all() -> Vec<Scenario> {
         policies::all(),
         tenants::all(),
         chart::all(),
+        alerts::all(),
         operator::all(),
     ]
     .concat()

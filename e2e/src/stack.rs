@@ -5,6 +5,7 @@ pub mod install;
 pub mod mosquitto;
 pub mod postgres;
 pub mod process;
+pub mod prometheus;
 
 use std::path::{Path, PathBuf};
 

@@ -135,7 +135,13 @@ impl Pages {
         Self { port }
     }
 
-    async fn get(&self, path: &str) -> Result<(u16, String)> {
+    /// The port.
+    pub fn port(self) -> u16 {
+        self.port
+    }
+
+    /// A page's code and body.
+    pub async fn get(&self, path: &str) -> Result<(u16, String)> {
         let exchange = async {
             let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
             stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes()).await?;

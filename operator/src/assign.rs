@@ -5,17 +5,18 @@ use std::collections::BTreeMap;
 /// Keys without messages count as this share of the mean: they are spread too, for the day they have some.
 const QUIET: f64 = 0.05;
 
-/// What each key counts: its messages a second. Of a key whose rate is not known, as much as the mean of the
+/// What each key counts: its messages a minute. Of a key whose rate is not known, as much as the mean of the
 /// others; all the same if none is known.
 pub fn weights<'a>(
     keys: impl Iterator<Item = &'a String>,
-    rates: &BTreeMap<String, f64>,
+    rates: &BTreeMap<String, u32>,
 ) -> BTreeMap<String, f64> {
     let keys: Vec<&String> = keys.collect();
-    let known: Vec<f64> = keys.iter().filter_map(|key| rates.get(*key)).copied().collect();
+    let rate = |key: &String| rates.get(key).map(|rate| f64::from(*rate));
+    let known: Vec<f64> = keys.iter().filter_map(|key| rate(key)).collect();
     let mean = known.iter().sum::<f64>() / known.len().max(1) as f64;
     let mean = if mean > 0.0 { mean } else { 1.0 };
-    let weight = |key: &String| rates.get(key).copied().unwrap_or(mean) + QUIET * mean;
+    let weight = |key: &String| rate(key).unwrap_or(mean) + QUIET * mean;
     keys.into_iter().map(|key| (key.clone(), weight(key))).collect()
 }
 
@@ -176,7 +177,7 @@ mod tests {
 
         #[test]
         fn shards_end_within_a_fifth_of_each_other_or_no_key_could_make_them_so(
-            keys in proptest::collection::btree_map("[a-z]{1,4}", (0.0..100.0_f64, proptest::option::of(0_u32..9)), 1..60),
+            keys in proptest::collection::btree_map("[a-z]{1,4}", (0_u32..100, proptest::option::of(0_u32..9)), 1..60),
             count in 1_u32..8,
         ) {
             let shards: Vec<u32> = (0..count).collect();
@@ -199,7 +200,7 @@ mod tests {
     #[test]
     fn a_key_that_is_heavy_is_alone_and_quiet_keys_are_spread() {
         let keys: Vec<String> = ["a", "b", "c", "d", "e"].map(str::to_owned).to_vec();
-        let rates = [("a", 90.0), ("b", 10.0), ("c", 10.0), ("d", 0.0), ("e", 0.0)];
+        let rates = [("a", 90), ("b", 10), ("c", 10), ("d", 0), ("e", 0)];
         let weights = weights(keys.iter(), &rates.map(|(key, rate)| (key.to_owned(), rate)).into());
         let owners = keys.iter().map(|key| (key.clone(), Some(0))).collect();
         let assigned = assign(&owners, &weights, &[0, 1, 2]);

@@ -23,6 +23,10 @@ impl From<kube::Error> for Error {
 }
 
 impl Error {
+    /// All words of [`Error::reason`].
+    pub const REASONS: [&str; 5] =
+        ["api_conflict", "api_forbidden", "api_refused", "api_away", "foreign_object"];
+
     /// One bounded word: of the condition, the metric and the log.
     pub fn reason(&self) -> &'static str {
         match self {

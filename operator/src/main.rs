@@ -1,16 +1,20 @@
 //! The `penstock-operator` command.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use penstock_crds::Manifest;
 use penstock_operator::election::Terms;
 use penstock_operator::http::{Pages, router};
 use penstock_operator::leader::{Election, Leadership};
 use penstock_operator::metrics::Metrics;
+use penstock_operator::plan::Plan;
+use penstock_operator::preview::Preview;
 use penstock_operator::release::release;
 use penstock_operator::resolve::Config;
 use penstock_operator::run::run;
@@ -41,6 +45,8 @@ enum LogFormat {
 enum Command {
     /// Reconcile until told to stop.
     Run(Run),
+    /// Tell which keys would move from where to where, and which shards start and end. Without a cluster.
+    Plan(Offline),
     /// Stop the operator and let its pipelines go, before it is uninstalled.
     Release {
         /// The operator's Deployment.
@@ -71,6 +77,22 @@ struct Run {
     http: SocketAddr,
     #[command(flatten)]
     elect: Elect,
+}
+
+#[derive(Args)]
+struct Offline {
+    /// The manifest: an IngestPipeline and its TelemetryStore.
+    #[arg(short, long)]
+    file: PathBuf,
+    /// The plan as it is: `plan.json` of the ConfigMap `<pipeline>-plan`. A new pipeline has none.
+    #[arg(long)]
+    observed: Option<PathBuf>,
+    /// So many shards instead of the manifest's.
+    #[arg(long)]
+    replicas: Option<i32>,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Of several replicas one works.
@@ -114,6 +136,7 @@ async fn main() -> ExitCode {
         cli.namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect();
     let result = match cli.command {
         Command::Run(options) => reconcile(options, namespaces).await,
+        Command::Plan(options) => plan(&options),
         Command::Release { deployment, own_namespace } => {
             uninstall(&deployment, &own_namespace, &namespaces).await
         }
@@ -194,6 +217,21 @@ async fn all(tasks: &mut JoinSet<()>) -> Result<(), tokio::task::JoinError> {
     while let Some(ended) = tasks.join_next().await {
         ended?;
     }
+    Ok(())
+}
+
+fn plan(options: &Offline) -> Result<(), Fault> {
+    let read = |path: &PathBuf| {
+        std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+    };
+    let in_file = |path: &PathBuf, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let manifest = Manifest::parse(&read(&options.file)?).map_err(|error| in_file(&options.file, &error))?;
+    let stored = match &options.observed {
+        Some(path) => serde_json::from_str(&read(path)?).map_err(|error| in_file(path, &error))?,
+        None => Plan::default(),
+    };
+    let preview = Preview::of(manifest.pipeline, options.replicas, &stored)?;
+    println!("{}", if options.json { serde_json::to_string_pretty(&preview)? } else { preview.to_string() });
     Ok(())
 }
 

@@ -1,13 +1,26 @@
-//! What the operator counts. Labels are bounded: kinds, outcomes and reasons, never a name.
+//! What the operator counts. Labels are bounded: kinds, outcomes and reasons. Names only of pipelines and
+//! stores that are there, in [`objects`].
 
 use std::time::Instant;
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
+use self::objects::Objects;
+use crate::error::Error;
+
+pub mod objects;
+
+/// All names begin so.
+fn registry() -> Result<Registry, prometheus::Error> {
+    Registry::new_custom(Some("penstock_operator".to_owned()), None)
+}
+
 /// The counters.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
+    /// Pipelines and stores.
+    pub objects: Objects,
     durations: HistogramVec,
     errors: IntCounterVec,
     writes: IntCounterVec,
@@ -25,7 +38,7 @@ pub struct Metrics {
 impl Metrics {
     /// All at zero.
     pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new_custom(Some("penstock_operator".to_owned()), None)?;
+        let registry = registry()?;
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(counter.clone()))?;
@@ -42,8 +55,15 @@ impl Metrics {
             &["kind"],
         )?;
         registry.register(Box::new(durations.clone()))?;
+        let errors = counter("reconcile_errors_total", "Failed reconciles.", &["kind", "reason"])?;
+        // What rises from nothing is no increase to Prometheus.
+        for kind in ["IngestPipeline", "TelemetryStore"] {
+            for reason in Error::REASONS {
+                errors.with_label_values(&[kind, reason]);
+            }
+        }
         Ok(Self {
-            errors: counter("reconcile_errors_total", "Failed reconciles.", &["kind", "reason"])?,
+            errors,
             writes: counter("writes_total", "Objects written to the API server.", &["kind", "verb"])?,
             polls: counter("polls_total", "Questions to workers for their status.", &["outcome"])?,
             leader: gauge("leader", "1 if this replica leads.")?,
@@ -51,6 +71,7 @@ impl Metrics {
             running: gauge("reconciles_running", "Reconciles that run now.")?,
             waiting: gauge("triggers_waiting", "Triggers that wait for the controllers.")?,
             durations,
+            objects: Objects::default(),
             registry,
         })
     }
@@ -75,6 +96,8 @@ impl Metrics {
 
     /// As Prometheus reads it.
     pub fn render(&self) -> Result<String, prometheus::Error> {
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        let mut families = self.registry.gather();
+        families.extend(self.objects.gather()?);
+        TextEncoder::new().encode_to_string(&families)
     }
 }

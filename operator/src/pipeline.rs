@@ -116,7 +116,7 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
     }
     let store = ctx.store_of(&pipeline);
     let resolved = resolve::pipeline(&pipeline, store.as_deref(), &ctx.all_pipelines());
-    let mut wish = wish(&work);
+    let mut wish = wish(&pipeline, work.replicas());
     let schema = schema(&pipeline, store.as_deref());
     let resolved = match resolved {
         Ok(resolved) => resolved,
@@ -182,10 +182,11 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
     Ok(Action::requeue(if busy || watch || unready || is_blocked { BUSY } else { rest }))
 }
 
-fn wish(work: &Work<'_>) -> Wish {
-    let spec = &work.pipeline.spec;
+/// What its spec asks for, with so many shards.
+pub fn wish(pipeline: &IngestPipeline, replicas: i32) -> Wish {
+    let spec = &pipeline.spec;
     let keys: BTreeSet<String> = penstock_crds::plan::keys(spec).into_iter().collect();
-    let replicas = u32::try_from(work.replicas()).unwrap_or_default();
+    let replicas = u32::try_from(replicas).unwrap_or_default();
     Wish::new(keys, spec.sharding.by == ShardBy::Shared, replicas, spec.suspend)
 }
 

@@ -15,6 +15,10 @@ use crate::assign::{apart, assign, weights};
 /// each other by at least so much.
 const UNEVEN: f64 = 0.15;
 const GAIN: f64 = 0.1;
+/// A key's share of the messages has changed when it did by more than this part of the mean share, and by more
+/// than so many times what chance does to the messages of a minute.
+const CHANGED: f64 = 0.25;
+const CHANCE: f64 = 4.0;
 
 /// Which shard owns each key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +30,10 @@ pub struct Plan {
     pub shards: BTreeSet<u32>,
     /// Who has which key.
     pub keys: BTreeMap<String, Place>,
+    /// Messages a minute of each key, by which keys are divided: as they were when their shares changed last.
+    /// Kept, so that what will move can be told before it does.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rates: BTreeMap<String, u32>,
 }
 
 /// Who has a key.
@@ -115,6 +123,7 @@ impl Plan {
             return;
         }
         self.keys.retain(|key, _| wish.keys.contains(key));
+        self.note_rates(wish);
         for (key, place) in &mut self.keys {
             match place.successor {
                 Some(successor) if of(&successor).serves.contains(key) => {
@@ -134,7 +143,7 @@ impl Plan {
         let moving = self.is_moving();
         let owners = wish.keys.iter().map(|key| (key.clone(), self.keys.get(key).map(|place| place.owner)));
         let owners: BTreeMap<String, Option<u32>> = owners.collect();
-        for (key, shard) in target(wish, &owners, &usable) {
+        for (key, shard) in self.target(wish, &owners, &usable) {
             match self.keys.get_mut(&key) {
                 None => _ = self.keys.insert(key, Place { owner: shard, successor: None }),
                 Some(place) if !moving && place.owner != shard => place.successor = Some(shard),
@@ -180,23 +189,51 @@ impl Plan {
         }
         plan
     }
-}
 
-/// Who should own each key. At rest that is who does, unless it is worth the moves.
-fn target(wish: &Wish, owners: &BTreeMap<String, Option<u32>>, usable: &[u32]) -> BTreeMap<String, u32> {
-    let weights = weights(wish.keys.iter(), &wish.rates);
-    let next = assign(owners, &weights, usable);
-    let present: BTreeMap<String, u32> =
-        owners.iter().filter_map(|(key, owner)| Some((key.clone(), (*owner)?))).collect();
-    let all_have = usable.iter().all(|shard| present.values().any(|owner| owner == shard));
-    let rests = present.len() == owners.len()
-        && present.values().all(|owner| usable.contains(owner))
-        && (all_have || present.len() < usable.len());
-    if !rests || (wish.level && wish.rates.is_empty()) {
-        return next;
+    /// Who should own each key. At rest that is who does, unless it is worth the moves.
+    fn target(
+        &self,
+        wish: &Wish,
+        owners: &BTreeMap<String, Option<u32>>,
+        usable: &[u32],
+    ) -> BTreeMap<String, u32> {
+        let present: BTreeMap<String, u32> =
+            owners.iter().filter_map(|(key, owner)| Some((key.clone(), (*owner)?))).collect();
+        let all_have = usable.iter().all(|shard| present.values().any(|owner| owner == shard));
+        let rests = present.len() == owners.len()
+            && present.values().all(|owner| usable.contains(owner))
+            && (all_have || present.len() < usable.len());
+        if rests && !wish.level {
+            return present;
+        }
+        let weights = weights(wish.keys.iter(), &self.rates);
+        let next = assign(owners, &weights, usable);
+        let apart = |owners| apart(owners, &weights, usable);
+        let worth = || apart(&present) > UNEVEN && apart(&present) - apart(&next) >= GAIN;
+        if !rests || self.rates.is_empty() || worth() { next } else { present }
     }
-    let (before, after) = (apart(&present, &weights, usable), apart(&next, &weights, usable));
-    if wish.level && before > UNEVEN && before - after >= GAIN { next } else { present }
+
+    /// Notes how many messages the keys have, where all are known and a share has changed.
+    fn note_rates(&mut self, wish: &Wish) {
+        if wish.rates.len() < wish.keys.len() {
+            return;
+        }
+        let minute = |rate: &f64| (rate * 60.0).round() as u32;
+        let now: BTreeMap<String, u32> =
+            wish.rates.iter().map(|(key, rate)| (key.clone(), minute(rate))).collect();
+        let mean = |rates: &BTreeMap<String, u32>| {
+            rates.values().map(|rate| f64::from(*rate)).sum::<f64>() / rates.len().max(1) as f64
+        };
+        let (mean_before, mean_now) = (mean(&self.rates), mean(&now));
+        let has_changed = |(key, rate): (&String, &u32)| {
+            let before = self.rates.get(key).map_or(1.0, |before| f64::from(*before) / mean_before);
+            let change = f64::from(*rate) / mean_now - before;
+            change.abs() > CHANGED + CHANCE * f64::from(*rate).sqrt().max(1.0) / mean_now
+        };
+        if mean_now > 0.0 && now.iter().any(has_changed) {
+            self.rates = now;
+        }
+    }
 }
 
 #[cfg(test)]

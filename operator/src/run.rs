@@ -92,6 +92,9 @@ pub async fn run(
         controller::<TelemetryStore>(&context, scope, stores_asked, &context.stores, &stop, |listed| {
             listed.1 = true;
         });
+    if let (Some(pipelines), Some(stores)) = (context.pipelines.get(), context.stores.get()) {
+        context.metrics.objects.add(pipelines.clone(), stores.clone());
+    }
     // Stores are reconciled with the pipelines' cache, and the other way round: both are set by now.
     let pipelines = drive(of_pipelines, &context, pipeline::reconcile);
     let stores = drive(of_stores, &context, store::reconcile);

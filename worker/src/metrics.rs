@@ -19,6 +19,19 @@ const COUNT_BUCKETS: [f64; 12] =
     [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0, 20_000.0, 50_000.0, 100_000.0];
 const BYTES_BUCKETS: [f64; 8] = [1e2, 1e3, 1e4, 1e5, 1e6, 2e6, 4e6, 8e6];
 
+/// Why connections to the broker end.
+const DISCONNECTS: [&str; 9] = [
+    "client_id_in_use",
+    "client_id_refused",
+    "login_refused",
+    "connection_refused",
+    "tls_refused",
+    "packet_too_large",
+    "connection_failed",
+    "broker_silent",
+    "budget_full",
+];
+
 /// All that the worker counts.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -287,6 +300,16 @@ impl Metrics {
         for reason in Reason::ALL {
             metrics.errors.with_label_values(&[reason.as_str()]);
             metrics.dead_letters.with_label_values(&[reason.as_str()]);
+        }
+        for class in ["retry", "duplicate", "poison", "stop"] {
+            metrics.db_errors.with_label_values(&[class]);
+        }
+        // What rises from nothing is no increase to Prometheus.
+        for reason in DISCONNECTS {
+            metrics.disconnects.with_label_values(&[reason]);
+        }
+        for trigger in ["window", "size", "age"] {
+            metrics.batch_trigger.with_label_values(&[trigger]);
         }
         for outcome in ["sent", "failed"] {
             metrics.rebirth_requests.with_label_values(&[outcome]);

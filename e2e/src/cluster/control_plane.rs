@@ -70,6 +70,7 @@ fn script(parts: &Parts, root: &Path) -> Result<Script> {
         "--allocate-node-cidrs=false".to_owned(),
         // Tests wait for it.
         "--node-monitor-grace-period=30s".to_owned(),
+        "--horizontal-pod-autoscaler-sync-period=2s".to_owned(),
         format!("--root-ca-file={}", pki.argument("ca.crt")),
         format!("--service-account-private-key-file={}", pki.argument("service-accounts.key")),
     ];

@@ -22,6 +22,7 @@ pub fn all() -> Vec<Scenario> {
         scenario!(a_chart_without_values_serves_all_namespaces_and_passes_the_restricted_level[helm]),
         scenario!(a_charts_rights_end_at_the_listed_namespaces_and_never_reach_secrets[helm]),
         scenario!(a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for[helm]),
+        scenario!(a_chart_brings_alert_rules_and_dashboards_as_they_are_where_that_is_asked_for[helm]),
         scenario!(a_chart_refuses_values_that_it_does_not_know[helm]),
         scenario!(
             a_chart_has_two_replicas_of_the_operator_that_share_a_lease_and_nothing_else_of_its_kind[helm]
@@ -162,7 +163,14 @@ async fn a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for(_
         same(label, &service["metadata"]["labels"][label], value)?;
     }
     same("the port", &monitor["spec"]["endpoints"][0]["port"], &service["spec"]["ports"][0]["name"])?;
+    same("whose labels", &monitor["spec"]["endpoints"][0]["honorLabels"], &json!(true))?;
     let workers = one(&objects, "PodMonitor")?;
+    for (place, label) in ["pipeline", "shard"].into_iter().enumerate() {
+        let given = &workers["spec"]["podMetricsEndpoints"][0]["relabelings"][place];
+        same("a label", &given["targetLabel"], &json!(label))?;
+        let from = format!("__meta_kubernetes_pod_label_penstock_dev_{label}");
+        same("where it is from", &given["sourceLabels"], &json!([from]))?;
+    }
     same("where", &workers["spec"]["namespaceSelector"], &json!({"any": true}))?;
     same(
         "which pods",
@@ -180,6 +188,32 @@ async fn a_chart_monitors_the_operator_and_its_workers_where_that_is_asked_for(_
     )
 }
 
+async fn a_chart_brings_alert_rules_and_dashboards_as_they_are_where_that_is_asked_for(
+    _: &mut Bed,
+) -> Result<()> {
+    let file =
+        |path: &str| std::fs::read_to_string(stack::project().join("charts/penstock/files").join(path));
+    let project = "https://git.example/penstock/blob/main/";
+    let on = ["alerts.enabled=true", "alerts.labels.release=prometheus", "dashboards.enabled=true"];
+    let objects = template(&[&on[..], &[&format!("alerts.project={project}")]].concat())?;
+    let rule = one(&objects, "PrometheusRule")?;
+    same("a label", &rule["metadata"]["labels"]["release"], &json!("prometheus"))?;
+    let linked = file("alerts.yaml")?.replace("docs/runbook/", &format!("{project}docs/runbook/"));
+    same("the rules", &rule["spec"], &serde_saphyr::from_str(&linked)?)?;
+    let boards: Vec<&Value> = of_kind(&objects, "ConfigMap").collect();
+    ensure!(boards.len() == 3, "{} dashboards", boards.len());
+    for (board, name) in boards.into_iter().zip(["fleet", "pipeline", "store"]) {
+        same("the sidecar's label", &board["metadata"]["labels"]["grafana_dashboard"], &json!("1"))?;
+        let text = file(&format!("dashboards/{name}.json"))?;
+        same(name, &board["data"][format!("penstock-{name}.json")], &json!(text))?;
+    }
+    let without = template(&[])?;
+    for kind in ["PrometheusRule", "ConfigMap"] {
+        ensure!(of_kind(&without, kind).next().is_none(), "a {kind} that nobody asked for");
+    }
+    Ok(())
+}
+
 async fn a_chart_refuses_values_that_it_does_not_know(_: &mut Bed) -> Result<()> {
     for (value, said) in [
         ("replica=2", "additional properties 'replica' not allowed"),
@@ -189,6 +223,7 @@ async fn a_chart_refuses_values_that_it_does_not_know(_: &mut Bed) -> Result<()>
         ("namespaces={North}", "at '/namespaces/0'"),
         ("image.pullPolicy=Sometimes", "at '/image/pullPolicy'"),
         ("serviceMonitor.enabled=yes", "at '/serviceMonitor/enabled'"),
+        ("alerts.project=git.example", "at '/alerts/project'"),
         ("networkPolicy.apiServerPorts={0}", "at '/networkPolicy/apiServerPorts/0'"),
     ] {
         let Err(refusal) = template(&[value]) else { bail!("{value} is taken") };

@@ -6,10 +6,12 @@ mod away;
 mod causes;
 mod children;
 mod faults;
+mod hpa;
 mod last;
 mod leader;
 mod life;
 mod moves;
+mod plugin;
 mod rollout;
 mod run;
 mod scale;
@@ -30,6 +32,8 @@ pub fn all() -> Vec<Scenario> {
         away::all(),
         leader::all(),
         rollout::all(),
+        plugin::all(),
+        hpa::all(),
         last::all(),
         faults::all(),
     ]

@@ -27,7 +27,7 @@ pub(super) fn read(
     max_packet: u32,
 ) -> Result<Option<Packet>, Lost> {
     match protocol {
-        Protocol::V5 => match p5::Packet::read(input, Some(max_packet)) {
+        Protocol::V5 => match p5::Packet::read(completed(input), Some(max_packet)) {
             Ok(packet) => from_v5(packet).map(Some),
             Err(Error5::InsufficientBytes(_)) => Ok(None),
             Err(Error5::PayloadSizeLimitExceeded { pkt_size, max }) => {
@@ -44,6 +44,15 @@ pub(super) fn read(
             Err(error) => Err(Lost::Failed(error.to_string())),
         },
     }
+}
+
+/// A DISCONNECT of MQTT 5 may leave out that it has no properties, as Mosquitto's do; rumqttc waits for
+/// them. Nothing follows it.
+fn completed(input: &mut BytesMut) -> &mut BytesMut {
+    if let [0xe0, 1, reason, ..] = input[..] {
+        *input = BytesMut::from(&[0xe0, 2, reason, 0][..]);
+    }
+    input
 }
 
 fn from_v5(packet: p5::Packet) -> Result<Packet, Lost> {

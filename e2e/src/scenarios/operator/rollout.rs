@@ -60,12 +60,6 @@ fn images(plant: &Plant) -> Result<BTreeMap<String, String>> {
     Ok(list["items"].as_array().into_iter().flatten().filter_map(of).collect())
 }
 
-fn set_image(plant: &Plant, image: &str) -> Result<()> {
-    let patch = format!(r#"{{"spec":{{"worker":{{"image":"{image}"}}}}}}"#);
-    plant.kubectl(&["patch", "ingestpipelines.penstock.dev", PIPELINE, "--type=merge", "-p", &patch])?;
-    Ok(())
-}
-
 async fn samples(bed: &Bed) -> Result<i64> {
     let mut connection = PgConnection::connect(&bed.database.admin_url).await?;
     Ok(sqlx::query_scalar("SELECT count(*) FROM penstock.sample").fetch_one(&mut connection).await?)
@@ -121,7 +115,7 @@ async fn a_bad_image_stalls_at_the_first_shard_ingestion_goes_on_and_a_corrected
     plant.start(3).await?;
     let run = Run::start(bed, &plant, "A bad image, and a corrected one");
     let mark = run.recorder.mark("a bad image");
-    set_image(&plant, "localhost/penstock:nowhere")?;
+    plant.set_image("localhost/penstock:nowhere")?;
     plant
         .until("it stalls and says why, and is ready", |ipl| {
             let said = ipl["status"]["conditions"].to_string();
@@ -146,7 +140,7 @@ async fn a_bad_image_stalls_at_the_first_shard_ingestion_goes_on_and_a_corrected
     ensure!(two == ["0"], "shards {two:?} have two pods");
     run.recorder.over(mark);
     let mark = run.recorder.mark("a good one");
-    set_image(&plant, OTHER)?;
+    plant.set_image(OTHER)?;
     plant.ready(3).await.with_context(|| plant.logs())?;
     run.recorder.over(mark);
     ensure!(condition(&plant.pipeline()?, "Stalled").0 == "False");
@@ -163,7 +157,7 @@ async fn another_image_reaches_eight_shards_one_at_a_time_under_load_and_every_m
     let run = Run::start(bed, &plant, "Another image for eight shards");
     let (stop, watching) = watch(&plant);
     let (start, mark) = (Instant::now(), run.recorder.mark("another image"));
-    set_image(&plant, OTHER)?;
+    plant.set_image(OTHER)?;
     plant.ready(8).await.with_context(|| plant.logs())?;
     let took = start.elapsed();
     run.recorder.over(mark);

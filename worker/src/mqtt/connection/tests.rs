@@ -108,10 +108,14 @@ async fn a_broker_that_reads_only_once_it_was_read_from_does_not_block() {
 
 #[tokio::test]
 async fn a_broker_says_why_it_ends_or_refuses_a_connection() {
-    let (event, mut connection, mut broker) = connected(Protocol::V5, CONNACK_V5).await;
-    assert!(matches!(event, Ok(Event::Connected(_))));
-    broker.write_all(&[0xe0, 2, 0x8e, 0]).await.unwrap();
-    assert!(matches!(connection.next().await, Err(Lost::TakenOver)));
+    // With no properties, and without saying that there are none, as Mosquitto does.
+    for taken_over in [&[0xe0, 2, 0x8e, 0][..], &[0xe0, 1, 0x8e]] {
+        let (event, mut connection, mut broker) = connected(Protocol::V5, CONNACK_V5).await;
+        assert!(matches!(event, Ok(Event::Connected(_))));
+        broker.write_all(taken_over).await.unwrap();
+        let lost = tokio::time::timeout(PATIENCE, connection.next()).await.unwrap();
+        assert!(matches!(lost, Err(Lost::TakenOver)), "{lost:?}");
+    }
 
     for (protocol, connack, word) in [
         (Protocol::V5, &[0x20, 3, 0, 0x87, 0][..], "login_refused"),
