@@ -17,7 +17,7 @@ const UNEVEN: f64 = 0.15;
 const GAIN: f64 = 0.1;
 /// A key's share of the messages has changed when it did by more than this part of the mean share, and by more
 /// than so many times what chance does to the messages of a minute.
-const CHANGED: f64 = 0.25;
+const CHANGED: f64 = 0.1;
 const CHANCE: f64 = 4.0;
 
 /// Which shard owns each key.
