@@ -123,7 +123,7 @@ impl Shard {
             () = tenure.keep() => return Err(RetireError::Superseded),
             () = self.beat() => return Err(RetireError::Superseded),
         };
-        lease::forget(&self.pool, &self.key, &self.me).await?;
+        lease::forget(&self.pool, &self.key, &self.me, plan).await?;
         let client_ids = (0..sessions).map(|session| self.broker().of_session(session).client_id).collect();
         Ok(RetireReport { retired: true, proof, client_ids, cut: false })
     }

@@ -182,5 +182,21 @@ async fn a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not(be
     bed.publish_one(&format!("{topic}/ack"), r#"{"schema":"v1","cmd_id":"c1","ok":true}"#).await?;
     worker.metric("the answer is stored", LONG, |m| m.get("ingest_messages_total/ack") == 1.0).await?;
     ensure!(worker.idle().await?.get("ingest_received_total") == 1.0, "what is not subscribed does not come");
-    Ok(())
+    worker.stop(Duration::from_secs(10)).await?;
+
+    // What a plan has ended does not begin again by an older one, and does by a newer one.
+    let arguments = ["retire", "--shard", "3", "--plan-generation", "8"];
+    let (good, said) = worker::command(&arguments, &bed.folder.join("plant.yaml"), &bed.secrets()).await?;
+    ensure!(good, "{said}");
+    let worker = bed.start("one", &["--shard", "3", "--plan", &path.to_string_lossy()])?;
+    worker.logs("the plan is older than one followed before", LONG).await?;
+    let filters = "SELECT cardinality(filters)::int8 FROM penstock.shard_lease";
+    plan(7, &["ack"])?;
+    worker.logs("ignoring an older plan", LONG).await?;
+    ensure!(bed.sql::<i64>(filters).await? == 0, "it subscribes by an older plan");
+    plan(9, &["telem"])?;
+    until_async("it follows the newer one", LONG, || async {
+        bed.sql::<i64>(filters).await.is_ok_and(|n| n == 1)
+    })
+    .await
 }

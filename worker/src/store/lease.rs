@@ -323,17 +323,27 @@ pub async fn set_generation(
     update(pool, key, me, &format!("plan_generation = greatest(plan_generation, {generation})"), &[]).await
 }
 
-/// Forgets the shard, at the end of its retirement.
-pub async fn forget(pool: &PgPool, key: &LeaseKey, me: &Me) -> Result<(), LeaseError> {
+/// Forgets the shard, at the end of its retirement; but for the plan that ended it, if one did: a worker that
+/// is started once more by an older one must not subscribe again.
+pub async fn forget(pool: &PgPool, key: &LeaseKey, me: &Me, plan: Option<i64>) -> Result<(), LeaseError> {
     let forget = async {
-        sqlx::query(
-            "DELETE FROM penstock.shard_lease WHERE shard = $1 AND instance = $2 AND incarnation = $3",
-        )
-        .bind(&key.0)
-        .bind(&me.instance)
-        .bind(me.incarnation)
-        .execute(pool)
-        .await?;
+        let statement = match plan {
+            None => {
+                "DELETE FROM penstock.shard_lease WHERE shard = $1 AND instance = $2 AND incarnation = $3"
+            }
+            Some(_) => {
+                "WITH mine AS (UPDATE penstock.shard_lease SET instance = NULL, incarnation = NULL, retiring = false, \
+                   expires_at = '-infinity', filters = '{}', more_filters = '{}', session_existed = false, \
+                   plan_generation = greatest(plan_generation, $4) \
+                 WHERE shard = $1 AND instance = $2 AND incarnation = $3 RETURNING shard) \
+                 DELETE FROM penstock.shard_instance i USING mine WHERE i.shard = mine.shard"
+            }
+        };
+        let query = sqlx::query(statement).bind(&key.0).bind(&me.instance).bind(me.incarnation);
+        match plan {
+            None => query.execute(pool).await?,
+            Some(generation) => query.bind(generation).execute(pool).await?,
+        };
         Ok(())
     };
     within_deadline(forget).await

@@ -383,7 +383,9 @@ impl World {
             return;
         }
         job.done = true;
-        self.rows.remove(&shard);
+        let ended_by = job.generation;
+        // A worker that is started by an older plan is not to subscribe again.
+        self.rows.insert(shard, Row { generation: ended_by, keys: Vec::new() });
         self.sessions.remove(&shard);
     }
 
