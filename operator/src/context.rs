@@ -193,6 +193,12 @@ impl Times {
         true
     }
 
+    /// Whether it is so long ago. What was never done is done now.
+    pub fn is_past(&self, what: &str, pause: Duration) -> bool {
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        times.entry(what.to_owned()).or_insert_with(Instant::now).elapsed() >= pause
+    }
+
     /// It is done now, whenever it was done before.
     pub fn set(&self, what: impl Into<String>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(what.into(), Instant::now());

@@ -37,6 +37,8 @@ const TURN: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_secs(4);
 /// Keys of shards at rest move no more often, and not so soon after other moves.
 const LEVEL: Duration = Duration::from_mins(10);
+/// Rates of a key that has another shard, or of a worker that has just begun, are wrong for so long.
+const CALM: Duration = Duration::from_mins(2);
 /// Numbers in a status are written this often.
 const NUMBERS: Duration = Duration::from_mins(1);
 
@@ -144,8 +146,11 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
             }
         },
     };
-    wish.rates = scaling::rates(&stored, &work.shards);
     let uid = pipeline.uid().unwrap_or_default();
+    let calm = format!("{uid}/calm");
+    if ctx.last.is_past(&calm, CALM) {
+        wish.rates = scaling::rates(&stored, &work.shards);
+    }
     if stored.is_moving() {
         ctx.last.set(format!("{uid}/level"));
     }
@@ -174,6 +179,9 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
     let watch = work.scaling.as_ref().is_some_and(|scaling| scaling.watch);
     ctx.reports.set_busy(&work.owner.namespace, &work.owner.name, busy || watch);
     let unready = active().any(|shard| !shard.is_ready());
+    if busy || unready {
+        ctx.last.set(calm);
+    }
     let rest = match (waits, &work.scaling) {
         (_, Some(_)) => LOOK,
         (true, None) => TURN,

@@ -20,12 +20,18 @@ const PROGRAMS: [&str; 3] =
 pub fn root() -> Result<PathBuf> {
     let root = super::folder().join(SUITE);
     fs::create_dir_all(super::folder())?;
-    let lock = fs::File::create(super::folder().join("install.lock"))?;
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    let _lock = lock("install.lock")?;
     if !PROGRAMS.iter().all(|program| root.join(program).exists()) {
         install(&root)?;
     }
     Ok(root)
+}
+
+/// Held until it is dropped; others wait.
+fn lock(name: &str) -> Result<fs::File> {
+    let lock = fs::File::create(super::folder().join(name))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    Ok(lock)
 }
 
 /// What this machine lacks for a stack of its own; empty if nothing.
@@ -88,6 +94,8 @@ fn install(root: &Path) -> Result<()> {
 
 /// Installs Debian packages inside a root, or on this machine.
 pub fn packages(root: Option<&Path>, names: &[&str]) -> Result<()> {
+    // apt does not wait for another of itself.
+    let _lock = lock("apt.lock")?;
     let install = [&["install", "-y", "--no-install-recommends"], names].concat();
     if apt_get(root, &install).is_err() {
         // What it knows of the mirror may be old, or nothing yet.
