@@ -41,7 +41,7 @@ pub fn all() -> Vec<Scenario> {
             setup: dropping,
             ..scenario!(
                 alerts_tell_a_broker_or_database_that_is_away_and_what_is_lost_late_or_refused
-                    [broker, prometheus]
+                    [broker, prometheus, alone]
             )
         },
         scenario!(

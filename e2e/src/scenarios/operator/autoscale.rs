@@ -30,9 +30,9 @@ pub fn all() -> Vec<Scenario> {
     vec![
         scenario!(
             shards_follow_four_times_the_load_and_back_and_hold_where_the_database_is_slow_under_load
-                [cluster]
+                [cluster, alone]
         ),
-        scenario!(shards_are_not_added_where_there_are_too_few_keys[cluster]),
+        scenario!(shards_are_not_added_where_there_are_too_few_keys[cluster, alone]),
     ]
 }
 
