@@ -71,13 +71,7 @@ impl Record {
         let marks: Vec<Mark> = (self.marks.iter())
             .map(|(at, until, label)| Mark { at: *at, until: *until, label: label.clone() })
             .collect();
-        let plot = |title: &str, unit: &str, series| Plot {
-            title: title.to_owned(),
-            unit: unit.to_owned(),
-            series,
-            marks: marks.clone(),
-            log: false,
-        };
+        let plot = |title, unit, series| Plot::new(title, unit, &marks, series);
         vec![
             plot("Rate", "messages/s", vec![self.rate()]),
             plot("Longest delay of a device", "s", self.series("delay", |moment| moment.lag)),

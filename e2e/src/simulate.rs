@@ -69,13 +69,7 @@ fn chapter(page: &mut Page, case: &Case, story: &Story) -> Result<()> {
             Mark { at: *at, until: None, label }
         })
         .collect();
-    let plot = |title: &str, unit: &str, series| Plot {
-        title: title.to_owned(),
-        unit: unit.to_owned(),
-        series,
-        marks: marks.clone(),
-        log: false,
-    };
+    let plot = |title, unit, series| Plot::new(title, unit, &marks, series);
     let load = vec![
         series("published", &|moment| moment.published),
         series("committed", &|moment| moment.committed),

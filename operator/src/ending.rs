@@ -29,7 +29,7 @@ pub async fn reconcile(work: &Work<'_>, ctx: &Context) -> Result<Action, Error> 
     }
     let wish = Wish { ending: true, ..Wish::new(BTreeSet::new(), true, 0, false) };
     // A hand may have taken it.
-    let plan = work.stored_plan().unwrap_or_else(|| Plan {
+    let plan = work.stored_plan.clone().unwrap_or_else(|| Plan {
         shards: work.told_shards().chain(work.shards.keys().copied()).collect(),
         ..Plan::default()
     });

@@ -52,6 +52,8 @@ pub struct Work<'a> {
     pub children: Children,
     /// The same by shard.
     pub shards: BTreeMap<u32, ShardObjects>,
+    /// The stored plan; none if it was deleted or never made.
+    pub stored_plan: Option<Plan>,
     /// What the autoscaler says, where it is on.
     scaling: Option<Scaling>,
 }
@@ -61,10 +63,11 @@ impl<'a> Work<'a> {
         let owner = Owner::of(pipeline);
         let children = ctx.caches.of(names::PIPELINE, &owner.namespace, &owner.name);
         let shards = observe::shards(&owner.name, &children, &ctx.reports);
-        let mut work = Self { pipeline, owner, children, shards, scaling: None };
-        let (plan, seconds) = (work.stored_plan(), now().0.as_second());
-        work.scaling = scaling::decide(&ctx.memories, pipeline, plan.as_ref(), &work.shards, seconds);
-        work
+        let text = plan_data(&children, &owner.name, files::PLAN);
+        let stored_plan = text.and_then(|text| serde_json::from_str(text).ok());
+        let seconds = now().0.as_second();
+        let scaling = scaling::decide(&ctx.memories, pipeline, stored_plan.as_ref(), &shards, seconds);
+        Self { pipeline, owner, children, shards, stored_plan, scaling }
     }
 
     /// Shards that are asked for: by the autoscaler, else by the spec.
@@ -72,19 +75,9 @@ impl<'a> Work<'a> {
         self.scaling.as_ref().map_or(self.pipeline.spec.replicas, |scaling| scaling.kept.replicas)
     }
 
-    /// The stored plan; none if it was deleted or never made.
-    pub fn stored_plan(&self) -> Option<Plan> {
-        serde_json::from_str(self.plan_data(files::PLAN)?).ok()
-    }
-
     /// The manifest beside the plan.
     pub fn stored_manifest(&self) -> Option<Manifest> {
-        Manifest::parse(self.plan_data(files::MANIFEST)?).ok()
-    }
-
-    fn plan_data(&self, key: &str) -> Option<&str> {
-        let name = (Kind::ConfigMap, files::plan_name(&self.owner.name));
-        self.children.get(&name)?.data["data"][key].as_str()
+        Manifest::parse(plan_data(&self.children, &self.owner.name, files::MANIFEST)?).ok()
     }
 
     /// Shards that the last status spoke of.
@@ -102,6 +95,11 @@ impl<'a> Work<'a> {
             .map(|(shard, objects)| (*shard, objects.seen(*shard, plan, spec, &group)))
             .collect()
     }
+}
+
+/// What the plan's ConfigMap holds.
+fn plan_data<'a>(children: &'a Children, pipeline: &str, key: &str) -> Option<&'a str> {
+    children.get(&(Kind::ConfigMap, files::plan_name(pipeline)))?.data["data"][key].as_str()
 }
 
 /// Brings a pipeline one step nearer to what its spec asks for.
@@ -123,7 +121,7 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
     let resolved = match resolved {
         Ok(resolved) => resolved,
         Err(fault) => {
-            let stored = work.stored_plan().unwrap_or_default();
+            let stored = work.stored_plan.clone().unwrap_or_default();
             // What runs goes on by the plan that it has.
             wish.keys = stored.keys.keys().cloned().collect();
             let blocked = Some((fault.reason().to_owned(), fault.to_string()));
@@ -132,7 +130,7 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
             return Ok(Action::requeue(REST));
         }
     };
-    let stored = match work.stored_plan() {
+    let stored = match work.stored_plan.clone() {
         Some(plan) => plan,
         None => match rebuild(&work) {
             Ok(plan) => plan,
@@ -147,14 +145,14 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
         },
     };
     let uid = pipeline.uid().unwrap_or_default();
-    let calm = format!("{uid}/calm");
+    let (calm, level) = (format!("{uid}/calm"), format!("{uid}/level"));
     if ctx.last.is_past(&calm, CALM) {
         wish.rates = scaling::rates(&stored, &work.shards);
     }
     if stored.is_moving() {
-        ctx.last.set(format!("{uid}/level"));
+        ctx.last.set(level.clone());
     }
-    wish.level = wish.rates.len() == wish.keys.len() && ctx.last.is_due(format!("{uid}/level"), LEVEL);
+    wish.level = wish.rates.len() == wish.keys.len() && ctx.last.is_due(level, LEVEL);
     let plan = stored.step(&wish, &work.seen(&stored, &resolved));
     let files = ShardFiles::new(&work.owner, &resolved, &plan);
     let workers = act::Workers::new(&work, &ctx, &resolved, &plan, &wish);

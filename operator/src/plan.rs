@@ -208,8 +208,10 @@ impl Plan {
         }
         let weights = weights(wish.keys.iter(), &self.rates);
         let next = assign(owners, &weights, usable);
-        let apart = |owners| apart(owners, &weights, usable);
-        let worth = || apart(&present) > UNEVEN && apart(&present) - apart(&next) >= GAIN;
+        let worth = || {
+            let before = apart(&present, &weights, usable);
+            before > UNEVEN && before - apart(&next, &weights, usable) >= GAIN
+        };
         if !rests || self.rates.is_empty() || worth() { next } else { present }
     }
 

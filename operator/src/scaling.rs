@@ -75,9 +75,8 @@ pub fn decide(
             let keys = plan.map_or(0, |plan| plan.keys_of(*shard).len());
             holds(objects).map(|report| Load::of(report, keys))
         });
-    let conditions = pipeline.status.iter().flat_map(|status| &status.conditions);
-    let conditions: Vec<_> = conditions.cloned().collect();
-    let says = |kind, status| conditions::get(&conditions, kind).is_some_and(|found| found.status == status);
+    let conditions = pipeline.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let says = |kind, status| conditions::get(conditions, kind).is_some_and(|found| found.status == status);
     let shared = pipeline.spec.sharding.by == ShardBy::Shared;
     let seen = Observed {
         loads: loads.collect(),

@@ -43,9 +43,8 @@ impl Flow {
         let step = count.div_ceil(SAMPLE).max(1);
         let sampled = count.div_ceil(step).max(1) as f64;
         let keys = batch.deliveries.iter().step_by(step).filter_map(|(delivery, _)| terms.key_of(delivery));
-        let mut rows = batch.samples.iter().step_by(batch.samples.len().div_ceil(SAMPLE).max(1));
-        let delays: Vec<Micros> = rows.by_ref().map(|row| at - row.ts).collect();
-        self.add(keys, count as f64 / sampled, delays);
+        let rows = batch.samples.iter().step_by(batch.samples.len().div_ceil(SAMPLE).max(1));
+        self.add(keys, count as f64 / sampled, rows.map(|row| at - row.ts).collect());
     }
 
     fn add<'a>(&self, keys: impl Iterator<Item = &'a str>, each: f64, mut delays: Vec<Micros>) {

@@ -290,13 +290,7 @@ impl Outcome {
             line.changes(WINDOW, move |change| quantile(change, histogram, q))
         };
         let gauge = |name: &'static str| line.gauge(move |metrics| metrics.get(name));
-        let plot = |title: &str, unit: &str, log, series| Plot {
-            title: title.to_owned(),
-            unit: unit.to_owned(),
-            series,
-            marks: self.marks.clone(),
-            log,
-        };
+        let plot = |title, unit, log, series| Plot { log, ..Plot::new(title, unit, &self.marks, series) };
         vec![
             plot(
                 "Rate",

@@ -124,6 +124,11 @@ impl Axis {
 }
 
 impl Plot {
+    /// One with a linear axis.
+    pub fn new(title: &str, unit: &str, marks: &[Mark], series: Vec<Series>) -> Self {
+        Self { title: title.to_owned(), unit: unit.to_owned(), series, marks: marks.to_vec(), log: false }
+    }
+
     /// The colour of a series, for its legend.
     pub fn color(number: usize) -> String {
         let RGBColor(red, green, blue) = PALETTE[number % PALETTE.len()];

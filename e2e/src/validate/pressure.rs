@@ -138,13 +138,7 @@ fn plots(moments: &[Moment], freed: f64, drained: f64) -> Vec<Plot> {
         Mark { at: 0.0, until: Some(freed), label: "the database is throttled".to_owned() },
         Mark { at: drained, until: None, label: "drained".to_owned() },
     ];
-    let plot = |title: &str, unit: &str, series| Plot {
-        title: title.to_owned(),
-        unit: unit.to_owned(),
-        series,
-        marks: marks.clone(),
-        log: false,
-    };
+    let plot = |title, unit, series| Plot::new(title, unit, &marks, series);
     vec![
         plot(
             "Rate",

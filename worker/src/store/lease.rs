@@ -340,10 +340,8 @@ pub async fn forget(pool: &PgPool, key: &LeaseKey, me: &Me, plan: Option<i64>) -
             }
         };
         let query = sqlx::query(statement).bind(&key.0).bind(&me.instance).bind(me.incarnation);
-        match plan {
-            None => query.execute(pool).await?,
-            Some(generation) => query.bind(generation).execute(pool).await?,
-        };
+        let query = if let Some(generation) = plan { query.bind(generation) } else { query };
+        query.execute(pool).await?;
         Ok(())
     };
     within_deadline(forget).await
