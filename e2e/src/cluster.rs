@@ -209,6 +209,14 @@ impl Cluster {
         kubectl(&self.kubeconfig)
     }
 
+    /// Makes Penstock's own kinds, without its chart. They are served a moment after they are made.
+    pub fn define_kinds(&self) -> Result<()> {
+        let definitions = stack::project().join("crds/yaml");
+        self.kubectl(&["apply", "--server-side", "-f", &definitions.to_string_lossy()])?;
+        let kinds = ["get", "ingestpipelines.penstock.dev,telemetrystores.penstock.dev"];
+        until_blocking("Penstock's kinds are served", PATIENCE, || self.kubectl(&kinds).is_ok())
+    }
+
     /// Runs helm, and returns what it prints.
     pub fn helm(&self, arguments: &[&str]) -> Result<String> {
         output(self.helm_command()?.args(arguments))

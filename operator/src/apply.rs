@@ -167,7 +167,11 @@ impl Applier {
                 self.metrics.wrote(kind.as_str(), "delete");
                 Ok(())
             }
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            // Another of the same name by now. Not done: with the end of a pipeline nobody would look again.
+            Err(kube::Error::Api(status)) if status.is_conflict() => {
+                Err(Error::Changed(kind, object.name_any()))
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -1,22 +1,27 @@
 //! Which shard should own which key. Pure.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-/// Keys without messages count as this share of the mean: they are spread too, for the day they have some.
-const QUIET: f64 = 0.05;
+/// A message a minute weighs so much. Weights are whole numbers: sums of fractions depend on their order, and
+/// shards of the same load would not be the same the next time.
+const MESSAGE: u64 = 100;
+/// Keys without messages count as this share of the mean, in messages of a hundred: they are spread too, for
+/// the day they have some.
+const QUIET: u64 = 5;
 
 /// What each key counts: its messages a minute. Of a key whose rate is not known, as much as the mean of the
 /// others; all the same if none is known.
 pub fn weights<'a>(
     keys: impl Iterator<Item = &'a String>,
     rates: &BTreeMap<String, u32>,
-) -> BTreeMap<String, f64> {
+) -> BTreeMap<String, u64> {
     let keys: Vec<&String> = keys.collect();
-    let rate = |key: &String| rates.get(key).map(|rate| f64::from(*rate));
-    let known: Vec<f64> = keys.iter().filter_map(|key| rate(key)).collect();
-    let mean = known.iter().sum::<f64>() / known.len().max(1) as f64;
-    let mean = if mean > 0.0 { mean } else { 1.0 };
-    let weight = |key: &String| rate(key).unwrap_or(mean) + QUIET * mean;
+    let rate = |key: &String| rates.get(key).map(|rate| MESSAGE * u64::from(*rate));
+    let known: Vec<u64> = keys.iter().filter_map(|key| rate(key)).collect();
+    let mean = known.iter().sum::<u64>() / known.len().max(1) as u64;
+    let mean = if mean > 0 { mean } else { MESSAGE };
+    let weight = |key: &String| rate(key).unwrap_or(mean) + (mean * QUIET).div_ceil(100);
     keys.into_iter().map(|key| (key.clone(), weight(key))).collect()
 }
 
@@ -25,13 +30,13 @@ pub fn weights<'a>(
 /// its present owner; owners that are not among the shards give up all that they have.
 pub fn assign(
     owners: &BTreeMap<String, Option<u32>>,
-    weights: &BTreeMap<String, f64>,
+    weights: &BTreeMap<String, u64>,
     shards: &[u32],
 ) -> BTreeMap<String, u32> {
     if shards.is_empty() {
         return BTreeMap::new();
     }
-    let weight = |key: &String| weights.get(key).copied().unwrap_or(1.0);
+    let weight = |key: &String| weights.get(key).copied().unwrap_or(MESSAGE);
     let mut division = Division { shards: shards.iter().map(|shard| (*shard, Vec::new())).collect() };
     let mut homeless = Vec::new();
     for (key, owner) in owners {
@@ -42,7 +47,7 @@ pub fn assign(
         }
     }
     // The heaviest first: the light ones fill what is left.
-    homeless.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    homeless.sort_by_key(|(weight, key)| (Reverse(*weight), *key));
     for key in homeless {
         let lightest = division.by_load().first().map_or(0, |(_, place)| *place);
         division.shards[lightest].1.push(key);
@@ -56,28 +61,28 @@ pub fn assign(
 }
 
 /// How far the shards' weights are apart, as a share of the heaviest.
-pub fn apart(owners: &BTreeMap<String, u32>, weights: &BTreeMap<String, f64>, shards: &[u32]) -> f64 {
+pub fn apart(owners: &BTreeMap<String, u32>, weights: &BTreeMap<String, u64>, shards: &[u32]) -> f64 {
     let load = |shard: &u32| {
         let own = owners.iter().filter(|(_, owner)| *owner == shard);
-        own.map(|(key, _)| weights.get(key).copied().unwrap_or(1.0)).sum::<f64>()
+        own.map(|(key, _)| weights.get(key).copied().unwrap_or(MESSAGE)).sum::<u64>()
     };
-    let loads: Vec<f64> = shards.iter().map(load).collect();
-    let most = loads.iter().copied().fold(0.0, f64::max);
-    1.0 - loads.iter().copied().fold(most, f64::min) / most.max(1e-9)
+    let loads: Vec<u64> = shards.iter().map(load).collect();
+    let most = loads.iter().copied().max().unwrap_or_default();
+    (most - loads.iter().copied().min().unwrap_or_default()) as f64 / most.max(1) as f64
 }
 
 /// Shards with their keys and what these weigh.
 struct Division<'a> {
-    shards: Vec<(u32, Vec<(f64, &'a String)>)>,
+    shards: Vec<(u32, Vec<(u64, &'a String)>)>,
 }
 
 impl Division<'_> {
     /// Loads and places of the shards, the lightest first.
-    fn by_load(&self) -> Vec<(f64, usize)> {
-        let load = |keys: &[(f64, &String)]| keys.iter().map(|(weight, _)| weight).sum::<f64>();
-        let mut all: Vec<(f64, usize)> =
+    fn by_load(&self) -> Vec<(u64, usize)> {
+        let load = |keys: &[(u64, &String)]| keys.iter().map(|(weight, _)| weight).sum();
+        let mut all: Vec<(u64, usize)> =
             self.shards.iter().enumerate().map(|(place, (_, keys))| (load(keys), place)).collect();
-        all.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        all.sort_unstable();
         all
     }
 
@@ -88,10 +93,6 @@ impl Division<'_> {
         let Some(&(least, light)) = loads.first() else { return false };
         for &(most, heavy) in loads.iter().skip(1).rev() {
             let gap = most - least;
-            // A difference that arithmetic makes is none.
-            if gap <= most * 1e-9 {
-                return false;
-            }
             if let Some(index) = self.best_move(heavy, gap) {
                 let key = self.shards[heavy].1.remove(index);
                 self.shards[light].1.push(key);
@@ -108,28 +109,26 @@ impl Division<'_> {
     }
 
     /// The key whose move leaves the two as equal as can be: the last of several.
-    fn best_move(&self, heavy: usize, gap: f64) -> Option<usize> {
-        let left = |weight: f64| (gap - 2.0 * weight).abs();
-        let helps = |weight: f64| weight > 0.0 && left(weight) < gap * (1.0 - 1e-9);
-        let keys = self.shards[heavy].1.iter().enumerate().filter(|(_, (weight, _))| helps(*weight));
-        keys.min_by(|(_, a), (_, b)| left(a.0).total_cmp(&left(b.0)).then(b.1.cmp(a.1)))
-            .map(|(index, _)| index)
+    fn best_move(&self, heavy: usize, gap: u64) -> Option<usize> {
+        let left = |weight: u64| gap.abs_diff(2 * weight);
+        let keys = self.shards[heavy].1.iter().enumerate().filter(|(_, (weight, _))| left(*weight) < gap);
+        keys.min_by_key(|(_, (weight, key))| (left(*weight), Reverse(*key))).map(|(index, _)| index)
     }
 
     /// Two keys whose exchange does. Only where it is worth two moves.
-    fn best_exchange(&self, heavy: usize, light: usize, gap: f64) -> Option<(usize, usize)> {
-        let left = |(a, b): (f64, f64)| (gap - 2.0 * (a - b)).abs();
+    fn best_exchange(&self, heavy: usize, light: usize, gap: u64) -> Option<(usize, usize)> {
         let (ours, theirs) = (&self.shards[heavy].1, &self.shards[light].1);
         let pairs = ours.iter().enumerate().flat_map(|(index, (weight, _))| {
-            theirs.iter().enumerate().map(move |(other, (back, _))| ((index, other), (*weight, *back)))
+            let lighter = theirs.iter().enumerate().filter(move |(_, (back, _))| back < weight);
+            lighter.map(move |(other, (back, _))| ((index, other), gap.abs_diff(2 * (weight - back))))
         });
-        let helps = pairs.filter(|(_, pair)| left(*pair) < gap * WORTH);
-        helps.min_by(|(_, a), (_, b)| left(*a).total_cmp(&left(*b))).map(|(places, _)| places)
+        let helps = pairs.filter(|(_, left)| left * WORTH < gap);
+        helps.min_by_key(|(_, left)| *left).map(|(places, _)| places)
     }
 }
 
-/// An exchange leaves at most this share of a difference.
-const WORTH: f64 = 0.5;
+/// An exchange leaves less than one part of so many of a difference.
+const WORTH: u64 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -137,7 +136,7 @@ mod tests {
 
     use super::*;
 
-    fn loads(owners: &BTreeMap<String, u32>, weights: &BTreeMap<String, f64>, shards: &[u32]) -> Vec<f64> {
+    fn loads(owners: &BTreeMap<String, u32>, weights: &BTreeMap<String, u64>, shards: &[u32]) -> Vec<u64> {
         let of = |shard: &u32| {
             owners.iter().filter(|(_, owner)| *owner == shard).map(|(key, _)| weights[key]).sum()
         };
@@ -188,11 +187,11 @@ mod tests {
             prop_assert!(assigned.keys().eq(owners.keys()));
             prop_assert!(keys.len() < shards.len() || sizes(&assigned, &shards).iter().all(|size| *size > 0));
             let loads = loads(&assigned, &weights, &shards);
-            let (least, most) = (loads.iter().copied().fold(f64::INFINITY, f64::min), loads.iter().copied().fold(0.0, f64::max));
+            let (least, most) = (loads.iter().copied().min().unwrap(), loads.iter().copied().max().unwrap());
             // The heaviest shard has one key, or all of its keys weigh more than is between the two.
             let heaviest = loads.iter().position(|load| *load >= most).unwrap() as u32;
-            let lightest = assigned.iter().filter(|(_, owner)| **owner == heaviest).map(|(key, _)| weights[key]).fold(f64::INFINITY, f64::min);
-            prop_assert!(least >= most * 0.8 || lightest >= (most - least) * 0.99, "{loads:?}");
+            let lightest = assigned.iter().filter(|(_, owner)| **owner == heaviest).map(|(key, _)| weights[key]).min().unwrap();
+            prop_assert!(least * 5 >= most * 4 || lightest >= most - least, "{loads:?}");
             prop_assert_eq!(assign(&owned(&assigned), &weights, &shards), assigned, "it is final");
         }
     }

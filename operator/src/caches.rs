@@ -128,6 +128,8 @@ struct Tables {
     workers: HashMap<Place, Arc<WorkerPod>>,
     /// Versions of objects that are gone: an answer to a write may come after their end.
     gone: HashMap<(Kind, Place), u64>,
+    /// What a list that is under way had so far, and what was written meanwhile: it may not have that.
+    listed: HashMap<Kind, HashSet<Place>>,
 }
 
 impl Tables {
@@ -190,7 +192,8 @@ impl Tables {
     }
 
     /// Forgets all of a kind that are not there any more.
-    fn retain(&mut self, kind: Kind, there: &HashSet<Place>) -> Vec<Owner> {
+    fn retain(&mut self, kind: Kind) -> Vec<Owner> {
+        let there = self.listed.remove(&kind).unwrap_or_default();
         let of_kind = self.owners.keys().filter(|(of, _)| *of == kind);
         let gone: Vec<Place> =
             of_kind.filter(|(_, place)| !there.contains(place)).map(|(_, place)| place.clone()).collect();
@@ -227,7 +230,6 @@ impl Caches {
                 .page_size(PAGE);
             let (tables, triggers, filling) = (Arc::clone(&tables), triggers.clone(), filling.clone());
             async move {
-                let mut listed = HashSet::new();
                 let mut is_filled = false;
                 let mut events = std::pin::pin!(watcher(api, ours).default_backoff());
                 while let Some(event) = events.next().await {
@@ -237,7 +239,7 @@ impl Caches {
                                 is_filled = true;
                                 filling.send_modify(|filled| *filled += 1);
                             }
-                            take_in(&tables, kind, event, &mut listed)
+                            take_in(&tables, kind, event)
                         }
                         Err(error) => {
                             tracing::warn!(kind = kind.as_str(), %error, "a watch ended; again");
@@ -261,7 +263,7 @@ impl Caches {
 
     /// Keeps what the API server answered to a write: the next reconcile must not miss it.
     pub fn wrote(&self, kind: Kind, object: DynamicObject) {
-        let touched = take_in(&self.tables, kind, Event::Apply(object), &mut HashSet::new());
+        let touched = take_in(&self.tables, kind, Event::Apply(object));
         for owner in &touched {
             self.triggers.of(owner);
         }
@@ -287,27 +289,30 @@ impl Caches {
     }
 }
 
-/// What an event of a watch changes. `listed` holds what a list that is under way had so far.
-fn take_in(
-    tables: &RwLock<Tables>,
-    kind: Kind,
-    event: Event<DynamicObject>,
-    listed: &mut HashSet<Place>,
-) -> Vec<Owner> {
+/// What an event of a watch changes, or the answer to a write.
+fn take_in(tables: &RwLock<Tables>, kind: Kind, event: Event<DynamicObject>) -> Vec<Owner> {
     let place = |object: &DynamicObject| (object.namespace().unwrap_or_default(), object.name_any());
     let mut tables = tables.write().unwrap_or_else(PoisonError::into_inner);
     match event {
         Event::Init => {
-            listed.clear();
+            tables.listed.insert(kind, HashSet::new());
             Vec::new()
         }
+        Event::InitDone => tables.retain(kind),
         Event::InitApply(object) => {
-            listed.insert(place(&object));
+            let is_first = tables.listed.entry(kind).or_default().insert(place(&object));
+            // What a list has counts, as after a backup was restored; but not against what was written since.
+            if !is_first && tables.is_old(kind, &object) { Vec::new() } else { tables.put(kind, object) }
+        }
+        Event::Apply(object) if tables.is_old(kind, &object) => Vec::new(),
+        Event::Apply(object) => {
+            if let Some(listed) = tables.listed.get_mut(&kind) {
+                listed.insert(place(&object));
+            }
             tables.put(kind, object)
         }
-        Event::InitDone => tables.retain(kind, &std::mem::take(listed)),
-        Event::Apply(object) if tables.is_old(kind, &object) => Vec::new(),
-        Event::Apply(object) => tables.put(kind, object),
+        // Of one that was made anew since.
+        Event::Delete(object) if tables.is_old(kind, &object) => Vec::new(),
         Event::Delete(object) => {
             if tables.gone.len() > MOST_GONE {
                 tables.gone.clear();
@@ -321,6 +326,8 @@ fn take_in(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::json;
 
     use super::*;
@@ -335,18 +342,14 @@ mod tests {
         serde_json::from_value(object).unwrap()
     }
 
-    fn touched(
-        tables: &RwLock<Tables>,
-        event: Event<DynamicObject>,
-        listed: &mut HashSet<Place>,
-    ) -> Vec<String> {
-        take_in(tables, Kind::ConfigMap, event, listed).into_iter().map(|owner| owner.value).collect()
+    fn touched(tables: &RwLock<Tables>, event: Event<DynamicObject>) -> Vec<String> {
+        take_in(tables, Kind::ConfigMap, event).into_iter().map(|owner| owner.value).collect()
     }
 
     #[test]
     fn objects_are_found_by_their_owner_and_only_what_changes_asks_for_a_reconcile() {
-        let (tables, mut listed) = (RwLock::new(Tables::default()), HashSet::new());
-        let mut see = |event| touched(&tables, event, &mut listed);
+        let tables = RwLock::new(Tables::default());
+        let see = |event| touched(&tables, event);
         assert_eq!(see(Event::Apply(object("one", "p", "1", "x"))), ["p"]);
         assert_eq!(see(Event::Apply(object("one", "p", "2", "x"))), [""; 0], "nothing but its version");
         assert_eq!(see(Event::Apply(object("one", "p", "3", "y"))), ["p"]);
@@ -359,15 +362,33 @@ mod tests {
         assert_eq!(see(Event::Apply(object("two", "q", "5", "y"))), [""; 0], "an answer that came too late");
         assert_eq!(see(Event::Apply(object("two", "q", "7", "y"))), ["q"], "it is made anew");
         assert_eq!(see(Event::Apply(object("two", "q", "6", "z"))), [""; 0], "a newer one is known");
+        assert_eq!(see(Event::Delete(object("two", "q", "6", "z"))), [""; 0], "the end of the one before");
         assert_eq!(see(Event::Delete(object("two", "q", "8", "y"))), ["q"]);
         let tables = tables.into_inner().unwrap();
         assert!(tables.objects.is_empty() && tables.owners.is_empty());
     }
 
     #[test]
+    fn what_is_written_while_a_list_is_read_outlasts_it() {
+        let tables = RwLock::new(Tables::default());
+        let see = |event| touched(&tables, event);
+        see(Event::Apply(object("one", "p", "5", "x")));
+        see(Event::Init);
+        see(Event::Apply(object("two", "p", "8", "x")));
+        see(Event::Apply(object("three", "p", "9", "y")));
+        assert_eq!(see(Event::InitApply(object("three", "p", "6", "x"))), [""; 0], "it is newer");
+        assert_eq!(see(Event::InitDone), ["p"], "one is gone");
+        let left: Vec<String> =
+            tables.read().unwrap().owners.keys().map(|(_, (_, name))| name.clone()).collect();
+        assert_eq!(BTreeSet::from_iter(left), BTreeSet::from(["two", "three"].map(str::to_owned)));
+        see(Event::Init);
+        assert_eq!(see(Event::InitApply(object("two", "p", "3", "w"))), ["p"], "a backup was restored");
+    }
+
+    #[test]
     fn an_object_of_a_list_is_the_same_as_one_of_a_watch() {
-        let (tables, mut listed) = (RwLock::new(Tables::default()), HashSet::new());
-        let mut see = |event| touched(&tables, event, &mut listed);
+        let tables = RwLock::new(Tables::default());
+        let see = |event| touched(&tables, event);
         let of_list = DynamicObject { types: None, ..object("one", "p", "1", "x") };
         assert_eq!(see(Event::InitApply(of_list)), ["p"]);
         assert_eq!(see(Event::Apply(object("one", "p", "2", "x"))), [""; 0]);
@@ -381,7 +402,7 @@ mod tests {
         let triggers = Triggers { pipelines, stores, metrics: Metrics::new().unwrap() };
         let caches = Caches { tables: Arc::clone(&tables), triggers, filled };
         let mut one = object("one", "p", "7", "x");
-        take_in(&tables, Kind::ConfigMap, Event::Apply(one.clone()), &mut HashSet::new());
+        take_in(&tables, Kind::ConfigMap, Event::Apply(one.clone()));
         one.metadata.managed_fields = None;
         let children = caches.of(names::PIPELINE, "a", "p");
         assert_eq!(json!(*children[&(Kind::ConfigMap, "one".to_owned())]), json!(one));

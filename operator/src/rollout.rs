@@ -31,7 +31,7 @@ pub struct Rollout {
     pub outdated: BTreeSet<u32>,
     /// Those of them that keep it for now.
     pub held: BTreeSet<u32>,
-    /// The shard that is rolled now.
+    /// The shard that is rolled now, as far as is known.
     pub rolling: Option<u32>,
     /// The shard that keeps the others waiting, and why it does not come to an end.
     pub stalled: Option<(u32, Reason)>,
@@ -66,8 +66,8 @@ impl Rollout {
     pub fn part(&self, shard: u32) -> Part {
         match &self.stalled {
             Some((stalled, why)) if *stalled == shard => Part::Stalled(why.clone()),
-            _ if self.held.contains(&shard) => Part::Held,
             _ if self.rolling == Some(shard) => Part::Rolling,
+            _ if self.held.contains(&shard) => Part::Held,
             _ => Part::None,
         }
     }

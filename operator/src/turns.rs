@@ -32,7 +32,7 @@ impl Turns {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| there.contains(name));
     }
 
-    /// It has nothing to roll any more.
+    /// It has nothing to roll any more, and what it rolled has taken over.
     pub fn give_back(&self, own: &Name) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(own);
     }

@@ -37,7 +37,7 @@ const SHOWN: Duration = Duration::from_secs(5);
 pub async fn run() -> Result<()> {
     println!("1/4 a control plane without nodes");
     let cluster = Cluster::start_without_nodes()?;
-    cluster.kubectl(&["apply", "--server-side", "-f", &path("crds/yaml")])?;
+    cluster.define_kinds()?;
     let client = standin::client(cluster.kubeconfig()).await?;
     let stand_in = StandIn::start(client.clone()).await?;
     let bench = Bench { cluster, client };

@@ -19,7 +19,6 @@ const PROGRAMS: [&str; 3] =
 /// The root, installed if it is not there yet.
 pub fn root() -> Result<PathBuf> {
     let root = super::folder().join(SUITE);
-    fs::create_dir_all(super::folder())?;
     let _lock = lock("install.lock")?;
     if !PROGRAMS.iter().all(|program| root.join(program).exists()) {
         install(&root)?;
@@ -29,6 +28,7 @@ pub fn root() -> Result<PathBuf> {
 
 /// Held until it is dropped; others wait.
 fn lock(name: &str) -> Result<fs::File> {
+    fs::create_dir_all(super::folder())?;
     let lock = fs::File::create(super::folder().join(name))?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
     Ok(lock)

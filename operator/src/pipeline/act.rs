@@ -30,7 +30,7 @@ pub(super) struct Workers {
 
 impl Workers {
     pub(super) fn new(work: &Work<'_>, ctx: &Context, resolved: &Resolved, plan: &Plan, wish: &Wish) -> Self {
-        let (mut deployments, mut seen, mut all_known) = (BTreeMap::new(), BTreeMap::new(), true);
+        let (mut deployments, mut seen, mut behind) = (BTreeMap::new(), BTreeMap::new(), None);
         for number in &plan.shards {
             let (role, objects) = (plan.role(wish, *number), work.shards.get(number));
             // Never beside a retire Job of the same shard.
@@ -42,18 +42,22 @@ impl Workers {
             let wanted = shard::deployment(&work.owner, resolved, &ctx.config, *number, running);
             if let Some(objects) = objects.filter(|_| running) {
                 seen.insert(*number, objects.rollout(&wanted));
-                all_known &= objects.deployment.as_ref().is_none_or(|live| ctx.applier.has_seen(live));
+                let is_old = objects.deployment.as_ref().is_some_and(|live| !ctx.applier.has_seen(live));
+                behind = behind.or(is_old.then_some(*number));
             }
             deployments.insert(*number, wanted);
         }
         // A cache that is behind shows no roll that has just begun.
-        let mut rollout = rollout::decide(&seen, all_known);
+        let mut rollout = rollout::decide(&seen, behind.is_none());
         let own = turns::name(work.pipeline);
-        if !rollout.is_open() {
+        if rollout.is_open() {
+            if !ctx.may_roll(&own) {
+                rollout = rollout::decide(&seen, false);
+            }
+        } else if seen.values().all(|shard| shard.finished) {
             ctx.turns.give_back(&own);
-        } else if !ctx.may_roll(&own) {
-            rollout = rollout::decide(&seen, false);
         }
+        rollout.rolling = rollout.rolling.or(behind);
         for number in &rollout.held {
             let live = work.shards.get(number).and_then(|objects| objects.deployment.as_ref());
             if let (Some(wanted), Some(live)) = (deployments.get_mut(number), live) {

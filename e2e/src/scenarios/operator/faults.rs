@@ -2,8 +2,8 @@
 //! On a real API server without nodes; the operator runs in this process, workers are played.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -123,8 +123,7 @@ impl Drop for Operator {
 
 impl World {
     async fn start(cluster: &Cluster) -> Result<Self> {
-        let definitions = stack::project().join("crds/yaml");
-        cluster.kubectl(&["apply", "--server-side", "-f", &definitions.to_string_lossy()])?;
+        cluster.define_kinds()?;
         let config = standin::config(cluster.kubeconfig()).await?;
         let client = Client::try_from(config.clone())?;
         let stand_in = StandIn::start(client.clone()).await?;
@@ -218,15 +217,18 @@ impl Life<'_> {
         })
         .await?;
         ensure!(self.sessions().is_empty(), "sessions are left: {:?}", self.sessions());
-        self.until("nothing of it is left", || async {
+        let left = Mutex::new(Vec::new());
+        let nothing_is_left = self.until("nothing of it is left", || async {
+            let mut is_left = Vec::new();
             for kind in Kind::ALL {
-                if !self.all(kind).await?.is_empty() {
-                    return Ok(false);
-                }
+                let names = self.all(kind).await?.into_iter().map(|object| object.name_any());
+                is_left.extend(names.map(|name| format!("{} {name}", kind.as_str())));
             }
-            Ok(true)
-        })
-        .await?;
+            let is_nothing = is_left.is_empty();
+            *left.lock().unwrap_or_else(PoisonError::into_inner) = is_left;
+            Ok(is_nothing)
+        });
+        nothing_is_left.await.with_context(|| format!("left: {left:?}"))?;
         Ok(picture)
     }
 

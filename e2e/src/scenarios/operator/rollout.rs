@@ -249,27 +249,30 @@ async fn another_image_for_all_pipelines_reaches_so_many_at_a_time_as_the_chart_
     let (repository, tag) =
         (format!("worker.image.repository={repository}"), format!("worker.image.tag={tag}"));
     plant::install_with(&cluster, &[ONE, &repository, &tag])?;
-    let (mut most, mut waited) = (0, BTreeSet::new());
-    until_async("all have the other image", PATIENCE, || {
-        let reasons: Vec<(&str, String)> = all()
-            .unwrap_or_default()
-            .iter()
-            .zip(PIPELINES)
-            .map(|(ipl, name)| (name, condition(ipl, "Reconciling").1.to_owned()))
-            .collect();
-        most = most.max(reasons.iter().filter(|(_, reason)| reason == "rolling").count());
-        let waiting = reasons.iter().filter(|(_, reason)| reason == "rollout_waiting");
-        waited.extend(waiting.map(|(name, _)| *name));
+    let (begin, mut history) = (Instant::now(), Vec::<(f64, Vec<String>)>::new());
+    let done = until_async("all have the other image", PATIENCE, || {
+        let reasons = all().unwrap_or_default();
+        let reasons: Vec<String> =
+            reasons.iter().map(|ipl| condition(ipl, "Reconciling").1.to_owned()).collect();
+        if history.last().is_none_or(|(_, before)| *before != reasons) {
+            history.push((begin.elapsed().as_secs_f64(), reasons));
+        }
         let done = images(&plant).is_ok_and(|images| {
             images.len() == 2 * PIPELINES.len() && images.values().all(|image| image == OTHER)
         });
         async move { done }
-    })
-    .await
-    .with_context(|| plant.logs())?;
+    });
+    done.await.with_context(|| plant.logs())?;
     until_async("all are ready again", PATIENCE, all_are_settled).await?;
-    ensure!(most == 1, "{most} pipelines were rolled at once");
-    ensure!(waited.len() == 2, "{waited:?} waited for their turn");
+    eprintln!("  {PIPELINES:?}: {history:?}");
+    let at_once = |reasons: &[String]| reasons.iter().filter(|reason| *reason == "rolling").count();
+    let most = history.iter().map(|(_, reasons)| at_once(reasons)).max();
+    ensure!(most == Some(1), "{most:?} pipelines were rolled at once: {history:?}");
+    let waited = |place: &usize| {
+        history.iter().any(|(_, reasons)| reasons.get(*place).is_some_and(|is| is == "rollout_waiting"))
+    };
+    let waited: Vec<&str> = (0..PIPELINES.len()).filter(waited).map(|place| PIPELINES[place]).collect();
+    ensure!(waited.len() == 2, "{waited:?} waited for their turn: {history:?}\n{}", plant.logs());
     plant::install(&cluster)
 }
 
