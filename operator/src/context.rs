@@ -17,7 +17,7 @@ use crate::metrics::Metrics;
 use crate::poller::Reports;
 use crate::resolve::Config;
 use crate::scaling::Memories;
-use crate::turns::{self, Name, Turns};
+use crate::turns::{Name, Turns};
 
 /// More times than these are cleared of those that are long ago.
 const MOST_TIMES: usize = 4096;
@@ -79,10 +79,7 @@ impl Context {
 
     /// Whether a pipeline may roll its shards now.
     pub fn may_roll(&self, own: &Name) -> bool {
-        let all = self.all_pipelines();
-        let pipelines = || all.iter().map(|pipeline| &**pipeline);
-        self.turns.keep_only(&pipelines().map(turns::name).collect());
-        self.turns.take(own, &turns::told(pipelines()), self.config.pipelines_at_once)
+        self.turns.take(own, &self.all_pipelines(), self.config.pipelines_at_once)
     }
 
     /// Says the transitions of a condition as Events.

@@ -52,9 +52,10 @@ pub enum Part {
 }
 
 impl Rollout {
-    /// Whether a shard is rolled, or is to be.
-    pub fn is_open(&self) -> bool {
-        !self.held.is_empty() || self.rolling.is_some()
+    /// Whether a shard that is consumed has yet to get the template: others wait for their turn meanwhile. A
+    /// pod that is replaced for another reason makes nobody wait.
+    pub fn needs_turn(&self) -> bool {
+        !self.held.is_empty() || self.rolling.is_some_and(|rolling| self.outdated.contains(&rolling))
     }
 
     /// Whether all that are to be rolled wait, for other pipelines.

@@ -50,7 +50,7 @@ impl Workers {
         // A cache that is behind shows no roll that has just begun.
         let mut rollout = rollout::decide(&seen, behind.is_none());
         let own = turns::name(work.pipeline);
-        if rollout.is_open() {
+        if rollout.needs_turn() {
             if !ctx.may_roll(&own) {
                 rollout = rollout::decide(&seen, false);
             }
