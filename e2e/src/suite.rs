@@ -16,7 +16,7 @@ use crate::stack::mosquitto::Setup;
 /// Scenarios at a time: most of them wait.
 const PARALLEL: usize = 4;
 /// Longest time of a scenario.
-const DEADLINE: Duration = Duration::from_secs(360);
+const DEADLINE: Duration = Duration::from_secs(480);
 
 /// What a scenario does.
 pub type Run = for<'a> fn(&'a mut Bed) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;

@@ -245,6 +245,12 @@ async fn another_image_for_all_pipelines_reaches_so_many_at_a_time_as_the_chart_
     };
     let all_are_settled = || async { all().is_ok_and(|all| all.iter().all(|ipl| plant::is_settled(ipl, 2))) };
     until_async("all are ready", PATIENCE, all_are_settled).await.with_context(|| plant.logs())?;
+    // Those of scenarios before would be rolled too: their namespaces end when their pods have.
+    until_async("no other pipeline is left", PATIENCE, || async {
+        let all = cluster.kubectl(&["get", "ingestpipelines.penstock.dev", "-A", "-o", "name"]);
+        all.is_ok_and(|all| all.lines().count() == PIPELINES.len())
+    })
+    .await?;
     let (repository, tag) = OTHER.split_once(':').context("an image's tag")?;
     let (repository, tag) =
         (format!("worker.image.repository={repository}"), format!("worker.image.tag={tag}"));
