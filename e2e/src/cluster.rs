@@ -33,7 +33,7 @@ use pki::Pki;
 
 /// Held by every process of a cluster: its bridge and its addresses are the machine's.
 const LOCK: &str = "/run/penstock-cluster.lock";
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A cluster that tests run on.
 #[derive(Debug)]

@@ -18,8 +18,10 @@ const PERIOD: Duration = Duration::from_millis(500);
 /// What is stored: rows, and how old the newest row of the device is that is furthest behind, in seconds.
 /// Devices send all the time, so it is the longest delay of a message, and the pause between two.
 const STORED: &str = "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(newest)), 0)::float8 \
-     FROM (SELECT device_id, max(ts) AS newest FROM penstock.sample JOIN penstock.series USING (series_id) \
-           WHERE ts > now() - interval '3 minutes' GROUP BY device_id) AS d";
+     FROM (SELECT device_id, max(ts) AS newest FROM penstock.series AS s, LATERAL \
+             (SELECT ts FROM penstock.sample WHERE series_id = s.series_id AND ts > now() - interval '3 minutes' \
+              ORDER BY ts DESC LIMIT 1) AS last \
+           GROUP BY device_id) AS d";
 
 /// A moment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -89,21 +91,22 @@ pub struct Recorder {
 
 impl Recorder {
     /// Begins. `ready` tells how many shards are ready.
-    pub fn start<F>(title: &str, database: String, progress: Arc<Progress>, ready: F) -> Self
+    pub fn start<F, R>(title: &str, database: String, progress: Arc<Progress>, ready: F) -> Self
     where
-        F: Fn() -> Option<u32> + Send + Sync + 'static,
+        F: Fn() -> R + Send + 'static,
+        R: Future<Output = Option<u32>> + Send,
     {
         let began = Instant::now();
         let record = Arc::new(Mutex::new(Record { title: title.to_owned(), ..Record::default() }));
-        let (notes, ready) = (Arc::clone(&record), Arc::new(ready));
+        let notes = Arc::clone(&record);
         let task = tokio::spawn(async move {
             let mut ticks = tokio::time::interval(PERIOD);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut connection = None;
             loop {
                 ticks.tick().await;
-                let ready = Arc::clone(&ready);
-                let ready = tokio::task::spawn_blocking(move || ready()).await.ok().flatten();
+                // Nothing while the API server does not answer.
+                let ready = tokio::time::timeout(PERIOD, ready()).await.ok().flatten();
                 let moment = Moment {
                     at: began.elapsed().as_secs_f64(),
                     published: progress.acknowledged.load(Ordering::Relaxed),

@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -16,7 +16,7 @@ use crate::stack::mosquitto::Setup;
 /// Scenarios at a time: most of them wait.
 const PARALLEL: usize = 4;
 /// Longest time of a scenario.
-const DEADLINE: Duration = Duration::from_secs(480);
+const DEADLINE: Duration = Duration::from_secs(900);
 
 /// What a scenario does.
 pub type Run = for<'a> fn(&'a mut Bed) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -60,13 +60,13 @@ pub fn run(filter: Option<&str>) -> Result<bool> {
     let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
     let threads = if stack.external_broker.is_some() { 1 } else { PARALLEL };
     let started = Instant::now();
-    let mut skipped = 0;
+    let (mut skipped, causes) = (0, Causes::default());
     let (together, mut alone): (Vec<_>, Vec<_>) =
         scenarios::all().into_iter().partition(|scenario| !scenario.needs.is_alone());
     // There is one cluster at a time.
     alone.sort_by_key(|scenario| scenario.needs.control_plane);
     for (scenarios, threads) in [(together, threads), (alone, 1)] {
-        let trials = scenarios.into_iter().map(|scenario| trial(&stack, scenario, ci)).collect();
+        let trials = scenarios.into_iter().map(|scenario| trial(&stack, scenario, ci, &causes)).collect();
         let filter = filter.map(str::to_owned);
         let arguments = Arguments { test_threads: Some(threads), filter, ..Arguments::default() };
         let conclusion = libtest_mimic::run(&arguments, trials);
@@ -76,20 +76,31 @@ pub fn run(filter: Option<&str>) -> Result<bool> {
     }
     drop(stack);
     eprintln!("scenarios took {:.0} s", started.elapsed().as_secs_f64());
+    // Again, without the logs between.
+    for (name, cause) in causes.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        println!("FAILED {name}: {cause}");
+    }
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(failed == 0)
 }
 
+/// Why scenarios failed, each with its name.
+type Causes = Arc<Mutex<Vec<(&'static str, String)>>>;
+
 /// A scenario as a test. What this machine cannot run is skipped loudly, and fails in CI.
-fn trial(stack: &Arc<Stack>, scenario: Scenario, ci: bool) -> Trial {
+fn trial(stack: &Arc<Stack>, scenario: Scenario, ci: bool, causes: &Causes) -> Trial {
     let lacks = stack.lacks(scenario.needs);
     if let Some(why) = &lacks {
         eprintln!("SKIPPED {}: {why}", scenario.name);
     }
-    let (stack, skipped) = (Arc::clone(stack), lacks.is_some() && !ci);
-    let trial = Trial::test(scenario.name, move || match lacks {
-        Some(why) => Err(Failed::from(why)),
-        None => play(&stack, &scenario).map_err(|error| Failed::from(format!("{error:#}"))),
+    let (stack, causes, skipped) = (Arc::clone(stack), Arc::clone(causes), lacks.is_some() && !ci);
+    let trial = Trial::test(scenario.name, move || {
+        let result = lacks.map_or_else(|| play(&stack, &scenario), |why| Err(anyhow::anyhow!(why)));
+        result.map_err(|error| {
+            let cause = (scenario.name, error.root_cause().to_string());
+            causes.lock().unwrap_or_else(PoisonError::into_inner).push(cause);
+            Failed::from(format!("{error:#}"))
+        })
     });
     trial.with_ignored_flag(skipped)
 }

@@ -27,7 +27,7 @@ const TESTS: &str = "e2e/alerts/tests.yaml";
 const DASHBOARDS: &str = "charts/penstock/files/dashboards";
 /// What rules and dashboards ask for begins so.
 const OURS: [&str; 2] = ["ingest_", "penstock_operator_"];
-const SOON: Duration = Duration::from_secs(40);
+const SOON: Duration = Duration::from_secs(120);
 /// Messages a second.
 const RATE: f64 = 300.0;
 

@@ -68,13 +68,13 @@ async fn shards_follow_four_times_the_load_and_back_and_hold_where_the_database_
     let title = "1x to 4x to 1x, then a slow database, with the autoscaler";
     let recorder = record(bed, &plant, &base, title);
     plant.until("it rests", |ipl| ipl["status"]["rate"].as_i64() > Some(0) && settled(ipl)).await?;
-    let rest = chosen(&plant.pipeline()?);
+    let rest = chosen(&plant.pipeline().await?);
     ensure!(rest <= 2, "{rest} shards at rest");
 
     let mark = recorder.mark("4x");
     let more = surge(bed);
     plant.until("shards are added", |ipl| chosen(ipl) > rest && settled(ipl)).await?;
-    let most = chosen(&plant.pipeline()?);
+    let most = chosen(&plant.pipeline().await?);
     until_async("the queue is worked off", Duration::from_secs(60), || async {
         recorder.so_far().moments.last().and_then(|moment| moment.lag).is_some_and(|lag| lag < BEHIND)
     })
@@ -83,16 +83,16 @@ async fn shards_follow_four_times_the_load_and_back_and_hold_where_the_database_
     recorder.over(mark);
     let mut ledger = more.ledger().await?;
     plant.until("shards are removed", |ipl| chosen(ipl) <= rest && settled(ipl)).await?;
-    eprintln!("  {rest} shards at rest, {most} at 4x, {} again", chosen(&plant.pipeline()?));
+    eprintln!("  {rest} shards at rest, {most} at 4x, {} again", chosen(&plant.pipeline().await?));
 
-    let before = chosen(&plant.pipeline()?);
+    let before = chosen(&plant.pipeline().await?);
     let mark = recorder.mark("slow database");
     plant.database.slow(SLOW);
     plant
         .until("it says why", |ipl| condition(ipl, "ScalingLimited") == ("True", "database"))
         .await
         .with_context(|| plant.logs())?;
-    ensure!(chosen(&plant.pipeline()?) == before, "shards were added to a slow database");
+    ensure!(chosen(&plant.pipeline().await?) == before, "shards were added to a slow database");
     plant.database.slow(FAR);
     recorder.over(mark);
     plant.until("it is not limited", |ipl| condition(ipl, "ScalingLimited").0 == "False").await?;
@@ -103,7 +103,7 @@ async fn shards_follow_four_times_the_load_and_back_and_hold_where_the_database_
     stored(bed, &ledger).await.with_context(|| plant.logs())?;
     recorder.found("messages published and stored exactly once", ledger.len().to_string());
     recorder.keep("3-autoscaling")?;
-    ensure!(plant.pipeline()?["spec"]["replicas"] == 1, "the spec is nobody else's");
+    ensure!(plant.pipeline().await?["spec"]["replicas"] == 1, "the spec is nobody else's");
     let events = plant.kubectl(&["get", "events", "-o", "jsonpath={.items[*].reason}"])?;
     ensure!(events.contains("scaled") && events.contains("database"), "{events}");
     Ok(())
@@ -124,7 +124,7 @@ async fn shards_are_not_added_where_there_are_too_few_keys(bed: &mut Bed) -> Res
     let (base, more) = (Load::mixed(bed, RATE), surge(bed));
     let limited = |ipl: &Value| condition(ipl, "ScalingLimited") == ("True", "not_enough_keys");
     plant.until("it says why", limited).await.with_context(|| plant.logs())?;
-    ensure!(chosen(&plant.pipeline()?) == 1, "a shard without a key");
+    ensure!(chosen(&plant.pipeline().await?) == 1, "a shard without a key");
     let said = plant.scale(3);
     ensure!(
         said.as_ref()

@@ -112,7 +112,7 @@ async fn shards_of_a_node_that_dies_come_back_on_the_other_under_load(bed: &mut 
         let shards = ipl["status"]["shards"].as_array().into_iter().flatten();
         shards.filter(|shard| shard["node"] == node).count()
     };
-    let ipl = plant.pipeline()?;
+    let ipl = plant.pipeline().await?;
     ensure!(on(&ipl, "node-1") > 0 && on(&ipl, "node-2") > 0, "all shards are on one node");
     let cluster = bed.cluster()?;
     let run = Run::start(bed, &plant, "A node dies");
@@ -143,7 +143,8 @@ async fn shards_of_a_node_that_dies_come_back_on_the_other_under_load(bed: &mut 
     until_async("the node is ready again", PATIENCE, || async {
         is_ready(&cluster, "node-2").is_ok_and(|ready| ready)
     })
-    .await?;
+    .await
+    .with_context(|| cluster.logs())?;
     result?;
     // Pods that were never told to stop come back with their node, and go.
     plant.ready(4).await.with_context(|| plant.logs())?;

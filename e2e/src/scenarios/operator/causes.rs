@@ -115,7 +115,7 @@ async fn a_wrong_password_is_told_and_the_pipeline_heals_when_the_secret_is_righ
         .with_context(|| plant.logs())?;
     login(&plant, "second-secret")?;
     plant.ready(1).await.with_context(|| plant.logs())?;
-    let told = plant.pipeline()?.to_string() + &plant.kubectl(&["get", "events", "-o", "json"])?;
+    let told = plant.pipeline().await?.to_string() + &plant.kubectl(&["get", "events", "-o", "json"])?;
     ensure!(!told.contains("second-secret"), "a status or an Event tells the password");
     Ok(())
 }

@@ -92,7 +92,7 @@ async fn an_object_that_is_not_ours_is_left_alone_and_named(bed: &mut Bed) -> Re
     plant
         .until("the condition names it", |ipl| condition(ipl, "Stalled") == ("True", "foreign_object"))
         .await?;
-    let conditions = plant.pipeline()?["status"]["conditions"].to_string();
+    let conditions = plant.pipeline().await?["status"]["conditions"].to_string();
     ensure!(conditions.contains("Service plant-metrics"), "{conditions}");
     ensure!(plant.object("service", "plant-metrics")?["spec"] == foreign, "it was changed");
     plant.kubectl(&["delete", "service", "plant-metrics"])?;
@@ -127,6 +127,6 @@ async fn a_pipeline_at_rest_makes_no_writes(bed: &mut Bed) -> Result<()> {
             (seen, since) = (now.len(), std::time::Instant::now());
         }
     }
-    ensure!(plant.pipeline()?["metadata"]["name"] == PIPELINE);
+    ensure!(plant.pipeline().await?["metadata"]["name"] == PIPELINE);
     Ok(())
 }

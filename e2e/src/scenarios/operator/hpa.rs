@@ -1,7 +1,6 @@
 //! A real HorizontalPodAutoscaler scales a pipeline by its queue, through `/scale`.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -11,7 +10,7 @@ use super::scale::stored;
 use crate::adapter::Adapter;
 use crate::bed::Bed;
 use crate::fleet::Fleet;
-use crate::plant::{PIPELINE, Plant};
+use crate::plant::{PATIENCE, PIPELINE, Plant};
 use crate::scenario;
 use crate::scenarios::load::Load;
 use crate::stack;
@@ -19,8 +18,6 @@ use crate::suite::Scenario;
 use crate::wait::until_async;
 
 const MOST: i64 = 4;
-/// The controller learns of our kind within 30 s of its installation.
-const PATIENCE: Duration = Duration::from_secs(75);
 /// What the API server says to who scales what scales itself.
 const REFUSAL: &str = "spec.replicas is the autoscaler's while spec.autoscaling is set";
 
@@ -60,10 +57,10 @@ async fn an_hpa_scales_by_the_queue_up_and_down_under_load_and_is_refused_beside
     blocker.execute("BEGIN; LOCK TABLE penstock.sample IN SHARE MODE").await?;
     let told = |what: &str| format!("{what}\n{}", plant.kubectl(&["describe", "hpa"]).unwrap_or_default());
     let grown = |ipl: &Value| ipl["spec"]["replicas"] == MOST && ipl["status"]["replicas"] == MOST;
-    plant.until_within("the HPA asked for more", PATIENCE, grown).await.with_context(|| told("up"))?;
+    plant.until("the HPA asked for more", grown).await.with_context(|| told("up"))?;
     blocker.execute("ROLLBACK").await?;
     let shrunk = |ipl: &Value| ipl["spec"]["replicas"] == 1;
-    plant.until_within("the HPA asked for fewer", PATIENCE, shrunk).await.with_context(|| told("down"))?;
+    plant.until("the HPA asked for fewer", shrunk).await.with_context(|| told("down"))?;
     plant.ready(1).await.with_context(|| plant.logs())?;
     load.progress.stop.store(true, Ordering::SeqCst);
     stored(bed, &load.ledger().await?).await?;
@@ -80,6 +77,6 @@ async fn an_hpa_scales_by_the_queue_up_and_down_under_load_and_is_refused_beside
     refused.await.with_context(|| told("refused"))?;
     let Err(refusal) = plant.scale(2) else { bail!("two scalers at once") };
     ensure!(format!("{refusal:#}").contains(REFUSAL), "{refusal:#}");
-    ensure!(plant.pipeline()?["spec"]["replicas"] == 1, "it was scaled");
+    ensure!(plant.pipeline().await?["spec"]["replicas"] == 1, "it was scaled");
     Ok(())
 }

@@ -153,7 +153,7 @@ async fn an_uninstalled_operator_leaves_workers_and_no_pipeline_that_hangs(bed: 
         let deployment = plant.object("deployment", "plant-shard-0")?;
         ensure!(deployment["status"]["readyReplicas"] == 1, "the worker does not go on");
         plant.kubectl(&["delete", "ingestpipelines.penstock.dev", PIPELINE, "--wait=false"])?;
-        until_async("the pipeline is gone", PATIENCE, || async { plant.pipeline().is_err() }).await
+        until_async("the pipeline is gone", PATIENCE, || async { plant.pipeline().await.is_err() }).await
     };
     let result = check.await.with_context(|| plant.logs());
     // As it was, for who uses the cluster after us.

@@ -76,7 +76,7 @@ async fn delete(bed: &Bed, plant: &Plant, how: &str) -> Result<()> {
     load.progress.stop.store(true, Ordering::SeqCst);
     let ledger = load.ledger().await?;
     plant.kubectl(&["delete", "ingestpipelines.penstock.dev", PIPELINE, how, "--wait=false"])?;
-    until_async("the pipeline is gone", PATIENCE, || async { plant.pipeline().is_err() })
+    until_async("the pipeline is gone", PATIENCE, || async { plant.pipeline().await.is_err() })
         .await
         .with_context(|| plant.logs())?;
     stored(bed, &ledger).await?;

@@ -20,6 +20,8 @@ use crate::wait::until_async;
 
 /// The same image under another name.
 const OTHER: &str = "localhost/penstock:other";
+/// How often pods are looked at.
+const LOOK: Duration = Duration::from_millis(50);
 /// Goal for the time without a consumer at a takeover.
 const GOAL: f64 = 3.0;
 
@@ -40,13 +42,11 @@ pub fn all() -> Vec<Scenario> {
 }
 
 /// The pods of each shard, by the pipeline's own labels.
-fn pods(plant: &Plant) -> Result<BTreeMap<String, Vec<Value>>> {
-    let label = format!("penstock.dev/pipeline={PIPELINE},app.kubernetes.io/component=worker");
-    let list: Value = serde_json::from_str(&plant.kubectl(&["get", "pods", "-l", &label, "-o", "json"])?)?;
+async fn pods(plant: &Plant) -> Result<BTreeMap<String, Vec<Value>>> {
     let mut shards: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-    for pod in list["items"].as_array().into_iter().flatten() {
-        let shard = pod["metadata"]["labels"]["penstock.dev/shard"].as_str().unwrap_or_default();
-        shards.entry(shard.to_owned()).or_default().push(pod.clone());
+    for pod in plant.workers().await? {
+        let shard = pod["metadata"]["labels"][names::SHARD].as_str().unwrap_or_default();
+        shards.entry(shard.to_owned()).or_default().push(pod);
     }
     Ok(shards)
 }
@@ -69,10 +69,12 @@ async fn samples(bed: &Bed) -> Result<i64> {
 fn watch(plant: &Arc<Plant>) -> (Arc<AtomicBool>, tokio::task::JoinHandle<Result<BTreeSet<String>>>) {
     let stop = Arc::new(AtomicBool::new(false));
     let (told, plant) = (Arc::clone(&stop), Arc::clone(plant));
-    let task = tokio::task::spawn_blocking(move || {
-        let mut seen = BTreeSet::new();
+    let task = tokio::spawn(async move {
+        let (mut seen, mut looks) = (BTreeSet::new(), tokio::time::interval(LOOK));
         while !told.load(Ordering::SeqCst) {
-            let turning: Vec<String> = pods(&plant)?
+            looks.tick().await;
+            let turning: Vec<String> = pods(&plant)
+                .await?
                 .into_iter()
                 .filter(|(_, pods)| pods.len() > 1)
                 .map(|(shard, _)| shard)
@@ -88,8 +90,8 @@ fn watch(plant: &Arc<Plant>) -> (Arc<AtomicBool>, tokio::task::JoinHandle<Result
 }
 
 /// The time without a consumer at the last takeover of each shard that was taken over.
-fn gaps(plant: &Plant) -> Result<BTreeMap<String, f64>> {
-    let pipeline = plant.pipeline()?;
+async fn gaps(plant: &Plant) -> Result<BTreeMap<String, f64>> {
+    let pipeline = plant.pipeline().await?;
     let shards = pipeline["status"]["shards"].as_array().context("shards")?;
     let gap = |shard: &Value| {
         let gap = shard["gap"].as_str()?.strip_suffix('s')?.parse().ok()?;
@@ -136,14 +138,14 @@ async fn a_bad_image_stalls_at_the_first_shard_ingestion_goes_on_and_a_corrected
         ensure!(is_bad == (name == "plant-shard-0"), "{name} has {image}");
     }
     let two: Vec<_> =
-        pods(&plant)?.into_iter().filter(|(_, pods)| pods.len() > 1).map(|(shard, _)| shard).collect();
+        pods(&plant).await?.into_iter().filter(|(_, pods)| pods.len() > 1).map(|(shard, _)| shard).collect();
     ensure!(two == ["0"], "shards {two:?} have two pods");
     run.recorder.over(mark);
     let mark = run.recorder.mark("a good one");
     plant.set_image(OTHER)?;
     plant.ready(3).await.with_context(|| plant.logs())?;
     run.recorder.over(mark);
-    ensure!(condition(&plant.pipeline()?, "Stalled").0 == "False");
+    ensure!(condition(&plant.pipeline().await?, "Stalled").0 == "False");
     ensure!(images(&plant)?.values().all(|image| image == OTHER), "{:?}", images(&plant)?);
     run.finish(bed, "3-bad-image").await
 }
@@ -165,7 +167,7 @@ async fn another_image_reaches_eight_shards_one_at_a_time_under_load_and_every_m
     let seen = watching.await??;
     ensure!(images(&plant)?.values().all(|image| image == OTHER), "{:?}", images(&plant)?);
     ensure!(seen.len() == 8, "only of shards {seen:?} two pods were seen");
-    let gaps = gaps(&plant)?;
+    let gaps = gaps(&plant).await?;
     ensure!(gaps.len() == 8, "only of shards {gaps:?} a takeover is told");
     tell(&run, took, &gaps);
     run.finish(bed, "3-image").await
@@ -176,16 +178,12 @@ async fn an_upgrade_of_the_chart_restarts_no_worker_and_writes_nothing_of_an_unc
 ) -> Result<()> {
     let plant = Plant::new(bed).await?;
     plant.start(2).await?;
-    let uids = || -> Result<BTreeSet<String>> {
-        let all = pods(&plant)?.into_values().flatten();
-        Ok(all
-            .map(|pod| {
-                format!(
-                    "{} {}",
-                    pod["metadata"]["uid"], pod["status"]["containerStatuses"][0]["restartCount"]
-                )
-            })
-            .collect())
+    let uids = async || -> Result<BTreeSet<String>> {
+        let told = |pod: &Value| {
+            let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
+            format!("{} {restarts}", pod["metadata"]["uid"])
+        };
+        Ok(plant.workers().await?.iter().map(told).collect())
     };
     // Nobody but the operator writes these.
     let versions = || {
@@ -193,7 +191,7 @@ async fn an_upgrade_of_the_chart_restarts_no_worker_and_writes_nothing_of_an_unc
         let path = "jsonpath={.items[*].metadata.resourceVersion}";
         plant.kubectl(&["get", "configmaps,serviceaccounts", "-l", &label, "-o", path])
     };
-    let (before, written) = (uids()?, versions()?);
+    let (before, written) = (uids().await?, versions()?);
     let operator = || {
         plant.kubectl(&[
             "-n",
@@ -220,7 +218,8 @@ async fn an_upgrade_of_the_chart_restarts_no_worker_and_writes_nothing_of_an_unc
     .await
     .with_context(|| plant.logs())?;
     plant.ready(2).await?;
-    ensure!(uids()? == before, "{before:?} became {:?}", uids()?);
+    let after = uids().await?;
+    ensure!(after == before, "{before:?} became {after:?}");
     ensure!(versions()? == written, "something was written: {written} became {}", versions()?);
     Ok(())
 }
@@ -287,12 +286,12 @@ async fn a_drained_nodes_shards_move_to_the_other_node_and_every_message_is_stor
 ) -> Result<()> {
     let plant = Plant::new(bed).await?;
     plant.start(8).await?;
-    let on = |node: &str| -> Result<BTreeSet<String>> {
+    let on = async |node: &str| -> Result<BTreeSet<String>> {
         let here = |pods: &Vec<Value>| pods.iter().any(|pod| pod["spec"]["nodeName"] == node);
-        Ok(pods(&plant)?.into_iter().filter(|(_, pods)| here(pods)).map(|(shard, _)| shard).collect())
+        Ok(pods(&plant).await?.into_iter().filter(|(_, pods)| here(pods)).map(|(shard, _)| shard).collect())
     };
     let node = "node-1";
-    let there = on(node)?;
+    let there = on(node).await?;
     ensure!((3..=5).contains(&there.len()), "{there:?} are on {node}");
     let run = Run::start(bed, &plant, "A node is drained");
     let (start, mark) = (Instant::now(), run.recorder.mark("drain"));
@@ -303,8 +302,9 @@ async fn a_drained_nodes_shards_move_to_the_other_node_and_every_message_is_stor
         let drained = drained?;
         ensure!(drained.status.success(), "kubectl drain: {}", String::from_utf8_lossy(&drained.stderr));
         plant.ready(8).await.with_context(|| plant.logs())?;
-        ensure!(on(node)?.is_empty(), "{:?} are still on {node}", on(node)?);
-        gaps(&plant)
+        let left = on(node).await?;
+        ensure!(left.is_empty(), "{left:?} are still on {node}");
+        gaps(&plant).await
     };
     let after = after.await;
     plant.kubectl(&["uncordon", node])?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::scale::stored;
 use crate::bed::Bed;
-use crate::plant::{PIPELINE, Plant};
+use crate::plant::Plant;
 use crate::record::Recorder;
 use crate::scenarios::load::Load;
 
@@ -15,12 +15,14 @@ use crate::scenarios::load::Load;
 pub const RATE: f64 = 200.0;
 
 /// Takes notes of a pipeline under load.
-pub fn record(bed: &Bed, plant: &Plant, load: &Load, title: &str) -> Recorder {
-    let (cluster, namespace) = (plant.cluster.clone(), plant.namespace.clone());
+pub fn record(bed: &Bed, plant: &Arc<Plant>, load: &Load, title: &str) -> Recorder {
+    let plant = Arc::downgrade(plant);
     let ready = move || {
-        let path = "jsonpath={.status.readyReplicas}";
-        let kind = "ingestpipelines.penstock.dev";
-        cluster.kubectl(&["get", kind, PIPELINE, "-n", &namespace, "-o", path]).ok()?.parse().ok()
+        let plant = plant.upgrade();
+        async move {
+            let pipeline = plant?.pipeline().await.ok()?;
+            u32::try_from(pipeline["status"]["readyReplicas"].as_u64()?).ok()
+        }
     };
     Recorder::start(title, bed.database.admin_url.clone(), load.progress.clone(), ready)
 }

@@ -26,7 +26,7 @@ async fn a_pipeline_is_applied_scaled_to_four_and_to_one_under_load_and_every_me
 ) -> Result<()> {
     let plant = Plant::new(bed).await?;
     plant.start(2).await?;
-    let nodes: std::collections::BTreeSet<_> = plant.pipeline()?["status"]["shards"]
+    let nodes: std::collections::BTreeSet<_> = plant.pipeline().await?["status"]["shards"]
         .as_array()
         .into_iter()
         .flatten()
@@ -37,7 +37,7 @@ async fn a_pipeline_is_applied_scaled_to_four_and_to_one_under_load_and_every_me
     for replicas in [4, 1, 3] {
         plant.scale(replicas)?;
         plant.ready(replicas).await?;
-        let keys: Vec<i64> = plant.pipeline()?["status"]["shards"]
+        let keys: Vec<i64> = plant.pipeline().await?["status"]["shards"]
             .as_array()
             .into_iter()
             .flatten()
@@ -56,7 +56,7 @@ async fn a_pipeline_is_applied_scaled_to_four_and_to_one_under_load_and_every_me
     load.progress.stop.store(true, Ordering::SeqCst);
     let ledger = load.ledger().await?;
     stored(bed, &ledger).await?;
-    ensure!(condition(&plant.pipeline()?, "Stalled").0 == "False");
+    ensure!(condition(&plant.pipeline().await?, "Stalled").0 == "False");
     Ok(())
 }
 

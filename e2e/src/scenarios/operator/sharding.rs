@@ -70,7 +70,7 @@ async fn a_shared_pipeline_grows_and_shrinks_and_stores_all_once(bed: &mut Bed) 
             .replace("replicas: 3", "replicas: 2")
     })?;
     under_load(bed, &plant, &text, [2, 3, 1]).await?;
-    let shards = plant.pipeline()?["status"]["shards"].clone();
+    let shards = plant.pipeline().await?["status"]["shards"].clone();
     ensure!(shards.as_array().is_some_and(|shards| shards.len() == 1), "{shards}");
     Ok(())
 }
