@@ -25,6 +25,11 @@ impl Duration {
         Self { text: format!("{}{unit}", millis / factor), value: std::time::Duration::from_millis(millis) }
     }
 
+    /// So many seconds.
+    pub fn of_seconds(seconds: u64) -> Self {
+        Self::of_millis(seconds * 1000)
+    }
+
     /// The duration.
     pub fn get(&self) -> std::time::Duration {
         self.value

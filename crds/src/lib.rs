@@ -1,6 +1,7 @@
 //! The Penstock manifests: what a user writes, checked before anything acts on it.
 //!
 //! - [`pipeline`]: `IngestPipeline`, from MQTT to a store.
+//! - [`source`], [`status`]: its largest parts.
 //! - [`store`]: `TelemetryStore`, a database and its policies.
 //! - [`manifest`]: both from one YAML file, for use without a cluster.
 //! - [`mapping`]: how foreign JSON becomes samples.
@@ -21,13 +22,16 @@ pub mod reference;
 pub mod report;
 mod rules;
 pub mod size;
+pub mod source;
+pub mod status;
 pub mod store;
 pub mod topic;
 pub mod validate;
 
 pub use duration::Duration;
 pub use manifest::Manifest;
-pub use pipeline::{Format, IngestPipeline, IngestPipelineSpec};
+pub use pipeline::{IngestPipeline, IngestPipelineSpec};
 pub use size::Size;
+pub use source::Format;
 pub use store::{TelemetryStore, TelemetryStoreSpec};
 pub use validate::FieldError;

@@ -7,8 +7,8 @@ use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::pipeline::Subscription;
 use crate::rules;
+use crate::source::Subscription;
 use crate::validate::Errors;
 
 /// Most levels of a pointer: a message is read once for each.

@@ -1,13 +1,12 @@
 //! `IngestPipeline`: from MQTT to a store.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::mapping::{Mapping, TimeUnit};
-use crate::operations::{Autoscaling, AutoscalingStatus, Worker};
-use crate::reference::{BundleSource, SecretValue};
+use crate::operations::{Autoscaling, Worker};
+use crate::source::Source;
+use crate::status::IngestPipelineStatus;
 use crate::{Duration, Size, rules};
 
 /// From MQTT to a store, by sharded workers.
@@ -100,222 +99,6 @@ fn one() -> i32 {
     1
 }
 
-/// Where messages come from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Source {
-    /// An MQTT broker.
-    pub mqtt: Mqtt,
-}
-
-/// An MQTT broker, and what is wanted of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = rules::client_id_prefix_stays())]
-#[x_kube(validation = rules::tls_needs_mqtts())]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Mqtt {
-    /// `mqtt://host:1883`, or `mqtts://host:8883` for TLS.
-    #[schemars(length(min = 8, max = 500))]
-    #[x_kube(validation = rules::broker_without_login())]
-    #[x_kube(validation = rules::broker())]
-    pub url: String,
-    /// MQTT 5.0 or 3.1.1. There is no fallback from one to the other.
-    #[serde(default)]
-    pub protocol: Protocol,
-    /// First part of the client ids; the shard's number is appended. `penstock-<namespace>-<name>` if
-    /// not given. It names the broker's sessions and cannot change.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 200))]
-    #[x_kube(validation = rules::client_id_prefix())]
-    pub client_id_prefix: Option<String>,
-    /// User name and password; none if not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub auth: Option<Auth>,
-    /// Authorities to trust and a certificate of the worker's own, where the URL is `mqtts://`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls: Option<Tls>,
-    /// What to subscribe, at QoS 1.
-    #[schemars(length(min = 1, max = 500))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["filter".into()]))]
-    pub subscriptions: Vec<Subscription>,
-    /// What a topic's levels mean: `{tenant}`, `{site}`, `{device}`, `{kind}`, or literal text.
-    #[serde(default = "default_layout")]
-    #[schemars(length(min = 1, max = 500))]
-    #[x_kube(validation = rules::layout_names_the_device())]
-    #[x_kube(validation = rules::layout_levels())]
-    #[x_kube(validation = rules::layout_names_once())]
-    pub layout: String,
-    /// Deliveries that the broker may leave unacknowledged (MQTT 5).
-    #[serde(default = "default_receive_maximum")]
-    #[schemars(range(min = 1, max = 65535))]
-    pub receive_maximum: u16,
-    /// Keep-alive interval, 5s to 18h.
-    #[serde(default = "default_keep_alive")]
-    #[x_kube(validation = rules::keep_alive())]
-    pub keep_alive: Duration,
-    /// How long the broker keeps a session, and what it queues, while nobody is connected (MQTT 5). At least
-    /// 1m; at most 5m with `sharding.by: Shared`.
-    #[serde(default = "default_session_expiry")]
-    #[x_kube(validation = rules::session_expiry())]
-    pub session_expiry: Duration,
-    /// Largest payload to decode; a larger one is a dead letter `too_large`.
-    #[serde(default = "default_max_packet_size")]
-    #[x_kube(validation = rules::packet_size())]
-    pub max_packet_size: Size,
-    /// Parallel sessions of one shard, for brokers with a small window.
-    #[serde(default = "default_sessions")]
-    #[schemars(range(min = 1, max = 64))]
-    pub sessions: u8,
-    /// How Sparkplug B is read.
-    #[serde(default)]
-    pub sparkplug: Sparkplug,
-}
-
-/// The layout of the original service's topics.
-pub fn default_layout() -> String {
-    "traksense/{tenant}/{site}/{device}/{kind}".to_owned()
-}
-
-fn default_receive_maximum() -> u16 {
-    1000
-}
-
-fn default_sessions() -> u8 {
-    1
-}
-
-const fn seconds(n: u64) -> u64 {
-    n * 1000
-}
-
-fn default_keep_alive() -> Duration {
-    Duration::of_millis(seconds(30))
-}
-
-fn default_session_expiry() -> Duration {
-    Duration::of_millis(seconds(24 * 3600))
-}
-
-fn default_max_packet_size() -> Size {
-    Size::of_bytes(1 << 20)
-}
-
-/// Protocol version.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Protocol {
-    /// MQTT 5.0.
-    #[default]
-    V5,
-    /// MQTT 3.1.1.
-    V311,
-}
-
-/// User name and password.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Auth {
-    /// User name.
-    pub username: SecretValue,
-    /// Password.
-    pub password: SecretValue,
-}
-
-/// TLS beyond the system's certificates.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct Tls {
-    /// Certificates of the authorities to trust, instead of the system's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ca: Option<BundleSource>,
-    /// The worker's own certificate.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub client_certificate: Option<ClientCertificate>,
-}
-
-/// The worker's own certificate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ClientCertificate {
-    /// A Secret of type `kubernetes.io/tls`.
-    #[schemars(length(min = 1, max = 253))]
-    pub secret_name: String,
-}
-
-/// A filter, and how to read what it brings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = rules::mapped_has_a_mapping())]
-#[x_kube(validation = rules::time_field_is_of_fields())]
-#[x_kube(validation = rules::time_unit_is_of_its_formats())]
-#[x_kube(validation = rules::line_protocol_has_numbers())]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Subscription {
-    /// A topic filter, such as `plant/+/telem` or `plant/#`. Each stands once.
-    #[schemars(length(min = 1, max = 1000))]
-    #[x_kube(validation = rules::filter_is_not_shared())]
-    #[x_kube(validation = rules::filter_ends_with_hash())]
-    #[x_kube(validation = rules::filter_has_whole_plus())]
-    pub filter: String,
-    /// Format of the payloads. `Auto` tells the normalized JSON, `Je02`, `Parsec`, `Sensors` and `SenML` by
-    /// the topic and the payload's own marks.
-    #[serde(default)]
-    pub format: Format,
-    /// `Fields`: the field that holds the time; `ts` if not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 255))]
-    pub time_field: Option<String>,
-    /// `Fields` and `InfluxLine`: what times are written in; `Rfc3339` and `Nanoseconds` if not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub time_unit: Option<TimeUnit>,
-    /// `Mapped`: where things are.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mapping: Option<Mapping>,
-}
-
-/// Format of payloads.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Format {
-    /// By the topic's `{kind}` and the payload's own marks: `V1`, `Je02`, `Parsec`, `Sensors` or `SenML`.
-    #[default]
-    Auto,
-    /// Penstock's normalized JSON, `"schema": "v1"`.
-    V1,
-    /// Sparkplug B, by its own topics; `layout` does not count.
-    SparkplugB,
-    /// `parsec_v1`: digital and analog inputs.
-    Parsec,
-    /// JE02: `DATA` and `INFO`.
-    Je02,
-    /// JSON with an array `sensors`.
-    Sensors,
-    /// RFC 8428, JSON or CBOR.
-    #[serde(rename = "SenML")]
-    SenMl,
-    /// InfluxDB line protocol.
-    InfluxLine,
-    /// A JSON object whose fields are points, and one the time.
-    Fields,
-    /// Any JSON, by `mapping`.
-    Mapped,
-}
-
-/// Sparkplug B.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct Sparkplug {
-    /// Whether to ask edge nodes for their births where one is missing.
-    pub rebirth: Rebirth,
-}
-
-/// Whether to ask edge nodes for their births.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Rebirth {
-    /// By `Node Control/Rebirth`, at most once a minute each. The login must be allowed to publish to `spBv1.0/+/NCMD/+`.
-    #[default]
-    Ask,
-    /// Never: they must be born again by themselves.
-    Never,
-}
-
 /// How the work is divided among shards.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -382,8 +165,8 @@ pub struct Accept {
 impl Default for Accept {
     fn default() -> Self {
         Self {
-            max_age: Duration::of_millis(seconds(30 * 86400)),
-            max_ahead: Duration::of_millis(seconds(600)),
+            max_age: Duration::of_seconds(30 * 86400),
+            max_ahead: Duration::of_seconds(600),
             receive_time: ReceiveTime::Reject,
         }
     }
@@ -428,7 +211,7 @@ pub struct Readiness {
 
 impl Default for Readiness {
     fn default() -> Self {
-        Self { max_queue_fill: 90, max_unacked_age: Duration::of_millis(seconds(30)) }
+        Self { max_queue_fill: 90, max_unacked_age: Duration::of_seconds(30) }
     }
 }
 
@@ -446,89 +229,4 @@ pub struct Tracing {
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub ratio: f64,
-}
-
-/// What is known of a pipeline.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct IngestPipelineStatus {
-    /// The generation that the status speaks of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// Shards that run.
-    #[serde(default)]
-    pub replicas: i32,
-    /// Shards that are ready.
-    #[serde(default)]
-    pub ready_replicas: i32,
-    /// Ready and wanted shards, as `3/4`.
-    #[serde(default)]
-    pub ready: String,
-    /// Label selector of the workers' pods.
-    #[serde(default)]
-    pub selector: String,
-    /// Generation of the plan, which tells the shards their keys.
-    #[serde(default)]
-    pub plan_generation: i64,
-    /// Messages committed a second, by all shards. Numbers are written at most once a minute.
-    #[serde(default)]
-    pub rate: i64,
-    /// Age of the oldest unacknowledged message of all shards.
-    #[serde(default)]
-    pub lag: String,
-    /// Fill of the fullest queue, in percent.
-    #[serde(default)]
-    pub fill: i32,
-    /// What the built-in autoscaler remembers, while `spec.autoscaling` is set.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub autoscaling: Option<AutoscalingStatus>,
-    /// Every shard that is not retired.
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["shard".into()]))]
-    #[serde(default)]
-    pub shards: Vec<ShardStatus>,
-    /// Conditions: `Ready`, `Reconciling`, `Stalled`, `SchemaReady`, `PlanApplied`, `ScalingLimited`,
-    /// `Backpressured`, `Suspended`.
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
-    #[serde(default)]
-    pub conditions: Vec<Condition>,
-}
-
-/// What is known of a shard.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ShardStatus {
-    /// Its number.
-    pub shard: i32,
-    /// `Starting`, `Running`, `NotReady`, `Parked`, `Leaving` or `Retiring`.
-    pub phase: String,
-    /// Keys that it owns or is to own.
-    #[serde(default)]
-    pub keys: i32,
-    /// Its client id at the broker.
-    #[serde(default)]
-    pub client_id: String,
-    /// Its pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod: Option<String>,
-    /// The node that runs the pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node: Option<String>,
-    /// Why it is not ready.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// Messages committed a second.
-    #[serde(default)]
-    pub rate: i64,
-    /// Fill of its queue, in percent.
-    #[serde(default)]
-    pub fill: i32,
-    /// Age of its oldest unacknowledged message.
-    #[serde(default)]
-    pub lag: String,
-    /// What limits its rate now: the broker's window, the database, the CPU, or nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limited_by: Option<String>,
-    /// How long nobody consumed it when its worker took it over: `0.4s`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gap: Option<String>,
 }

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::pipeline::{Batch, IngestPipelineSpec, Mqtt, ShardBy, Source, Subscription};
+use crate::pipeline::{Batch, IngestPipelineSpec, ShardBy};
+use crate::source::{Mqtt, Source, Subscription};
 use crate::store::TelemetryStoreSpec;
 use crate::topic::Layout;
 

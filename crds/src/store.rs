@@ -5,8 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::pipeline::Tls;
 use crate::reference::SecretValue;
+use crate::source::Tls;
 use crate::{Duration, Size, rules};
 
 /// A database, its schema and its policies. One per database.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use url::Url;
 
 use crate::mapping;
-use crate::pipeline::{Format, IngestPipelineSpec, Mqtt, Protocol, ReceiveTime, ShardBy, Tls, Tracing};
+use crate::pipeline::{IngestPipelineSpec, ReceiveTime, ShardBy, Tracing};
+use crate::source::{Format, Mqtt, Protocol, Tls};
 use crate::store::{TelemetryStoreSpec, TenantMode};
 use crate::topic::{Layout, check_filter};
 

@@ -251,7 +251,8 @@ impl Cluster {
     /// Ends a node at once with all that runs on it, as a power cut does.
     pub fn kill_node(&self, number: u8) -> Result<()> {
         ensure!(self.own.is_some(), "only a node that this process started can be started again");
-        namespace::kill(&node::script_path(&folder(), number))
+        namespace::kill(&node::script_path(&folder(), number))?;
+        cgroups::empty(&node::name(number))
     }
 
     /// Starts it again.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
-use penstock_crds::pipeline::{IngestPipelineStatus, ShardBy};
+use penstock_crds::pipeline::ShardBy;
+use penstock_crds::status::IngestPipelineStatus;
 use penstock_crds::{IngestPipeline, Manifest, TelemetryStore};
 use serde_json::json;
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use kube::ResourceExt;
-use penstock_crds::pipeline::Tls;
 use penstock_crds::plan::restart_digest;
 use penstock_crds::reference::KeyRef;
+use penstock_crds::source::Tls;
 use penstock_crds::store::Database;
 use penstock_crds::{FieldError, IngestPipeline, Manifest, TelemetryStore, validate};
 use serde_json::{Value, json};

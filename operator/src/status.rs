@@ -1,8 +1,8 @@
 //! What a pipeline's status says. Pure.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use penstock_crds::pipeline::{IngestPipelineStatus, ShardStatus};
 use penstock_crds::report::{Limit, WorkerStatus};
+use penstock_crds::status::{IngestPipelineStatus, ShardStatus};
 
 use crate::conditions::{self, Say};
 use crate::names;

@@ -1,6 +1,6 @@
 //! How a topic's payloads are read: as the first subscription whose filter matches it says.
 
-use penstock_crds::pipeline::Subscription;
+use penstock_crds::source::Subscription;
 
 use crate::decode::Reading;
 

@@ -5,6 +5,7 @@ pub(crate) mod client;
 pub mod connection;
 pub mod lanes;
 pub mod options;
+mod serving;
 pub mod session;
 pub mod split;
 mod tls;

@@ -12,6 +12,7 @@ use crate::wait::until_blocking;
 const MOUNT: &str = "/sys/fs/cgroup";
 /// All folders of nodes begin with this.
 const PREFIX: &str = "penstock-";
+const PATIENCE: Duration = Duration::from_secs(30);
 /// What the kubelet asks for.
 const CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 
@@ -76,17 +77,31 @@ pub fn left() -> Vec<PathBuf> {
 
 /// Removes the folders of all nodes. The kernel lets go of processes a little after they ended.
 pub fn remove() -> Result<()> {
-    until_blocking("the nodes' control groups are empty", Duration::from_secs(10), || {
+    until_blocking("the nodes' control groups are empty", PATIENCE, || {
         left().iter().all(|folder| remove_tree(folder).is_ok())
+    })
+}
+
+/// Removes what is in a killed node's folders: a power cut would leave nothing there, and the kubelet
+/// waits three seconds for each pod that it finds again.
+pub fn empty(node: &str) -> Result<()> {
+    let name = format!("{PREFIX}{node}");
+    until_blocking("the node's control groups are empty", PATIENCE, || {
+        left().iter().filter(|folder| folder.ends_with(&name)).all(|folder| remove_inside(folder).is_ok())
     })
 }
 
 /// Files in a control group cannot be removed; folders go from the inside out.
 fn remove_tree(folder: &Path) -> io::Result<()> {
+    remove_inside(folder)?;
+    fs::remove_dir(folder)
+}
+
+fn remove_inside(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)?.flatten() {
         if entry.file_type()?.is_dir() {
             remove_tree(&entry.path())?;
         }
     }
-    fs::remove_dir(folder)
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use penstock_crds::Format;
 use penstock_crds::mapping::{Mapping, TimeUnit};
-use penstock_crds::pipeline::Subscription;
+use penstock_crds::source::Subscription;
 
 use super::reject::{Reason, Reject};
 use super::{

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use penstock_crds::Manifest;
-use penstock_crds::pipeline::{self, Tls};
 use penstock_crds::reference::KeyRef;
 use penstock_crds::report::Reason;
+use penstock_crds::source::{self, Tls};
 use penstock_crds::store::Database;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -160,8 +160,8 @@ impl Sources {
                 port: url.port().unwrap_or(if secure { 8883 } else { 1883 }),
                 tls,
                 protocol: match mqtt.protocol {
-                    pipeline::Protocol::V5 => Protocol::V5,
-                    pipeline::Protocol::V311 => Protocol::V311,
+                    source::Protocol::V5 => Protocol::V5,
+                    source::Protocol::V311 => Protocol::V311,
                 },
                 client_id: manifest.client_id(self.shard),
                 login: values.login.clone().map(|(username, password)| Login { username, password }),

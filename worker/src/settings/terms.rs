@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_crds::Manifest;
-use penstock_crds::pipeline::{Rebirth, ReceiveTime, ShardBy, Subscription};
+use penstock_crds::pipeline::{ReceiveTime, ShardBy};
 use penstock_crds::plan::{ShardPlan, files_digest, restart_digest};
 use penstock_crds::report::{PlanStatus, Reason};
+use penstock_crds::source::{Rebirth, Subscription};
 use penstock_crds::store::TenantMode;
 use penstock_crds::topic::Layout;
 use tokio::sync::watch;
