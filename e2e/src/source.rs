@@ -52,6 +52,8 @@ pub struct Counts {
     pub sent: AtomicU64,
     /// Messages acknowledged by the broker.
     pub acknowledged: AtomicU64,
+    /// Messages that are due and wait until the broker has acknowledged earlier ones; 0 without a rate.
+    waiting: AtomicU64,
     /// Of the messages sent, those that were sent before.
     pub repeated: AtomicU64,
     /// Messages taken by the consumer; whoever measures it tells.
@@ -112,6 +114,11 @@ impl Counts {
         let reserved =
             self.sent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sent| Some(sent + room(sent)));
         reserved.map_or(0, room)
+    }
+
+    /// Messages sent, or due and held back by the broker.
+    pub fn offered(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed) + self.waiting.load(Ordering::Relaxed)
     }
 
     /// Adds the calling thread to those whose processor time is counted.
@@ -201,6 +208,7 @@ fn publish(plan: &Plan, number: u32, counts: &Counts) -> Result<()> {
     let mut clock = Clock { second: i64::MIN, text: [0; TIME_LENGTH] };
     let (mut output, mut input) = (Vec::with_capacity(128 * 1024), vec![0; 64 * 1024]);
     let (mut sent, mut acknowledged, mut partial, mut last_ts) = (0u64, 0u64, 0usize, 0i64);
+    let mut waiting = 0;
     let start = Instant::now();
     let mut last_answer = Instant::now();
     loop {
@@ -208,6 +216,11 @@ fn publish(plan: &Plan, number: u32, counts: &Counts) -> Result<()> {
         let stopped = counts.stop.load(Ordering::Relaxed);
         let wanted = if stopped { 0 } else { (WINDOW - (sent - acknowledged)).min(due).min(BURST) };
         let burst = counts.reserve(wanted, plan.backlog);
+        // What this publisher is itself too slow for was not offered.
+        let is_held_back = rate.is_some() && !stopped && sent + burst - acknowledged == WINDOW;
+        let held_back = if is_held_back { due - burst } else { 0 };
+        counts.waiting.fetch_add(held_back.wrapping_sub(waiting), Ordering::Relaxed);
+        waiting = held_back;
         output.clear();
         for _ in 0..burst {
             let which = sent as usize % templates.len();

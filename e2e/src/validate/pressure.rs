@@ -15,7 +15,8 @@ use crate::report::{Mark, Plot, Series};
 use crate::source::{Plan, Source};
 use crate::worker::{Metrics, Worker};
 
-/// Messages a second that are offered, and how long.
+/// Messages a second that are offered, and how long. Where the broker does not take so many, publishers
+/// wait for its acknowledgements, and more and more are due.
 const OFFERED: f64 = 60_000.0;
 const LENGTH: Duration = Duration::from_secs(30);
 /// Bytes a second that pass to the database meanwhile: some thousand rows.
@@ -30,7 +31,7 @@ const MEMORY: u64 = 120 << 20;
 /// What is seen at a time.
 struct Moment {
     at: f64,
-    sent: f64,
+    offered: f64,
     acknowledged: f64,
     metrics: Metrics,
     memory: f64,
@@ -67,7 +68,7 @@ pub async fn backpressure(bed: &mut Bed, finding: &mut Finding) -> Result<()> {
         }
     };
     watch(&|moment| moment.at > LENGTH.as_secs_f64()).await?;
-    let offered = counts.sent.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64();
+    let offered = counts.offered() as f64 / began.elapsed().as_secs_f64();
     let acknowledged = tokio::task::spawn_blocking(move || source.finish()).await?? as f64;
     let held = acknowledged - worker.metrics().await?.get("ingest_committed_total");
     let published = began.elapsed().as_secs_f64();
@@ -82,7 +83,8 @@ pub async fn backpressure(bed: &mut Bed, finding: &mut Finding) -> Result<()> {
     let peak = worker.peak_memory()?;
     let metrics = worker.idle().await?;
     finding.measured("offered for 30 s", format!("{} messages/s", count(offered)));
-    finding.measured("accepted by the broker", format!("{} messages", count(acknowledged)));
+    let accepted = format!("{} messages, {}/s", count(acknowledged), count(acknowledged / published));
+    finding.measured("accepted by the broker", accepted);
     finding.measured("held by the broker when the database was freed", format!("{} messages", count(held)));
     finding.measured(
         "most unacknowledged, and most in flight",
@@ -113,7 +115,7 @@ async fn look(worker: &Worker, began: Instant, counts: &crate::source::Counts) -
     Ok(Moment {
         metrics: worker.metrics().await?,
         at: began.elapsed().as_secs_f64(),
-        sent: counts.sent.load(Ordering::Relaxed) as f64,
+        offered: counts.offered() as f64,
         acknowledged: counts.acknowledged.load(Ordering::Relaxed) as f64,
         memory: worker.memory()? as f64 / f64::from(1 << 20),
     })
@@ -130,7 +132,8 @@ fn plots(moments: &[Moment], freed: f64, drained: f64) -> Vec<Plot> {
             .windows(5)
             .step_by(2)
             .filter_map(|w| Some((w.first()?, w.last()?)))
-            .map(|(a, b)| (b.at, Some((value(b) - value(a)) / (b.at - a.at))))
+            // What waits when publishers stop is offered no longer.
+            .map(|(a, b)| (b.at, Some((value(b) - value(a)).max(0.0) / (b.at - a.at))))
             .collect(),
     };
     let committed = |moment: &Moment| moment.metrics.get("ingest_committed_total");
@@ -144,7 +147,7 @@ fn plots(moments: &[Moment], freed: f64, drained: f64) -> Vec<Plot> {
             "Rate",
             "messages/s",
             vec![
-                rate("offered", &|moment| moment.sent),
+                rate("offered", &|moment| moment.offered),
                 rate("accepted by the broker", &|moment| moment.acknowledged),
                 rate("committed", &committed),
             ],
