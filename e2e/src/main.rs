@@ -78,8 +78,8 @@ enum Command {
     },
     /// Validate the worker in twelve steps, each with what is expected and measured, and write a report.
     Validate {
-        /// One step alone: 1 to 11.
-        step: Option<usize>,
+        /// These steps alone: 1 to 11.
+        steps: Vec<usize>,
     },
     /// One page with plots of the runs that the tests kept: rate, delay and shards while all changes.
     Report,
@@ -113,7 +113,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Cluster { action } => cluster::command::run(action),
         Command::Demo => demo::run(),
         Command::Test { filter } => suite::run(filter.as_deref()),
-        Command::Validate { step } => validate::run(step),
+        Command::Validate { steps } => validate::run(&steps),
         Command::Report => record::report(),
         Command::Simulate => simulate::run(),
         Command::Bench { part } => runtime()?.block_on(bench::run(part.as_deref())),

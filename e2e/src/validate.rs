@@ -105,11 +105,11 @@ fn steps() -> Vec<Step> {
     ]
 }
 
-/// Runs all steps, or the one with the number. True if all are good.
-pub fn run(only: Option<usize>) -> Result<bool> {
+/// Runs all steps, or those with these numbers. True if all are good.
+pub fn run(only: &[usize]) -> Result<bool> {
     let steps = steps();
     let last = steps.len();
-    if only.is_some_and(|number| number == 0 || number > last) {
+    if only.iter().any(|&number| number == 0 || number > last) {
         bail!("steps are 1 to {last}; step 12 is this command itself");
     }
     println!(
@@ -130,10 +130,10 @@ pub fn run(only: Option<usize>) -> Result<bool> {
     })
 }
 
-async fn on_stack(stack: &Stack, steps: Vec<Step>, only: Option<usize>) -> Result<bool> {
+async fn on_stack(stack: &Stack, steps: Vec<Step>, only: &[usize]) -> Result<bool> {
     let mut outcome = Outcome::new(stack);
     for (number, step) in (1..).zip(steps) {
-        if only.is_some_and(|only| only != number) {
+        if !only.is_empty() && !only.contains(&number) {
             continue;
         }
         println!("{number:>2}/12 {}", step.title);
@@ -141,7 +141,7 @@ async fn on_stack(stack: &Stack, steps: Vec<Step>, only: Option<usize>) -> Resul
         done.print();
         outcome.steps.push(done);
     }
-    if only.is_none() {
+    if only.is_empty() {
         outcome.conclude();
     }
     let files = outcome.write()?;

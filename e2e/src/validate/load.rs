@@ -18,7 +18,8 @@ const DEVICES: u32 = 200;
 const POLL: Duration = Duration::from_millis(20);
 /// Messages a second.
 const RATES: [f64; 3] = [200.0, 1000.0, 3000.0];
-const STEADY: Duration = Duration::from_secs(8);
+/// Long enough that one stall of a busy machine's disk is not a hundredth of it.
+const STEADY: Duration = Duration::from_secs(20);
 const LATENCY: &str = "ingest_latency_seconds";
 
 fn plan(bed: &Bed, rate: Option<f64>, messages: u64) -> Plan {
@@ -104,11 +105,12 @@ pub async fn latency(bed: &mut Bed, finding: &mut Finding) -> Result<()> {
         finding.measured(
             &name,
             format!(
-                "p50 {}, p95 {}, p99 {} of {} samples",
+                "p50 {}, p95 {}, p99 {} of {} samples; p99 of the commits alone {}",
                 duration(p50),
                 duration(p95),
                 duration(p99),
-                count(change.get(&format!("{LATENCY}_count")))
+                count(change.get(&format!("{LATENCY}_count"))),
+                duration(change.quantile("ingest_commit_seconds", 0.99))
             ),
         );
         finding.require(format!("p50 at most 10 ms at {name}"), p50 <= 0.010);

@@ -11,13 +11,12 @@ use super::value::{self, MAX_TEXT};
 use super::{Content, Message, Metadata, Micros, Sample, Value, time};
 
 #[derive(Deserialize)]
-struct Document<'a> {
+struct Document<'a, P> {
     #[serde(borrow)]
     schema: Raw<'a>,
     #[serde(borrow)]
     ts: Raw<'a>,
-    #[serde(borrow)]
-    points: Option<Vec<&'a RawValue>>,
+    points: Option<Vec<P>>,
     #[serde(borrow)]
     meta: Raw<'a>,
 }
@@ -35,7 +34,22 @@ struct Point<'a> {
 }
 
 pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<(), Reject> {
-    let document: Document<'a> = json::parse(message.text)?;
+    // Read once where every point is one; a wrong one must not cost the others.
+    match json::parse::<Document<'a, Point<'a>>>(message.text) {
+        Ok(document) => read(message, document, content, Ok),
+        Err(_) => {
+            let document = json::parse::<Document<'a, &'a RawValue>>(message.text)?;
+            read(message, document, content, |raw| json::parse(raw.get()))
+        }
+    }
+}
+
+fn read<'a, P>(
+    message: &Message<'a>,
+    document: Document<'a, P>,
+    content: &mut Content<'a>,
+    point: impl Fn(P) -> Result<Point<'a>, Reject>,
+) -> Result<(), Reject> {
     require_v1(document.schema)?;
     let ts = message.accept(ts(message, document.ts)?)?;
     let points = document.points.unwrap_or_default();
@@ -43,8 +57,8 @@ pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<()
         return Err(Reject::whole(Reason::InvalidField, "the message has neither points nor meta"));
     }
     content.samples.reserve(points.len());
-    for (part, point) in (0u32..).zip(points) {
-        content.add(part, sample(part, ts, point));
+    for (part, found) in (0u32..).zip(points) {
+        content.add(part, point(found).and_then(|point| sample(part, ts, &point)));
     }
     if let Some(meta) = document.meta.filter(|_| !json::is_null(document.meta)) {
         match metadata(ts, meta) {
@@ -75,8 +89,7 @@ fn ts(message: &Message<'_>, raw: Raw<'_>) -> Result<Micros, Reject> {
     }
 }
 
-fn sample(part: u32, ts: Micros, raw: &RawValue) -> Result<Sample<'_>, Reject> {
-    let point: Point<'_> = json::parse(raw.get())?;
+fn sample<'a>(part: u32, ts: Micros, point: &Point<'a>) -> Result<Sample<'a>, Reject> {
     let name = json::name(point.name, "name")?;
     let unit = value::unit(point.u, "u")?;
     Ok(Sample { part, point: name, ts, value: typed(point.t, point.v)?, unit, quality: 0 })

@@ -252,4 +252,14 @@ proptest! {
             prop_assert_eq!(matches!(sample.value, Value::Bool(_)), source.contains(r#""t":"bool""#));
         }
     }
+
+    #[test]
+    fn a_point_that_is_none_changes_nothing_of_the_others(points in prop::collection::vec(point(), 1..20)) {
+        let document = |points: &str| format!(r#"{{"schema":"v1","ts":"2026-11-24T05:10:52Z","points":[{points}]}}"#);
+        let points = points.join(",");
+        let (alone, beside) = (document(&points), document(&format!("{points},7")));
+        let ((_, alone), (_, mut beside)) = (decode(TOPIC, alone.as_bytes()), decode(TOPIC, beside.as_bytes()));
+        prop_assert_eq!(beside.rejects.pop().map(|reject| reject.reason), Some(Reason::InvalidField));
+        prop_assert_eq!(alone, beside);
+    }
 }

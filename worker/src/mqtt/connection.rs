@@ -29,6 +29,8 @@ use crate::decode::Compression;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes read at once, if the broker has as many.
 const READ: usize = 64 * 1024;
+/// How long reading rests where nobody waits for what comes: see [`Connection::rest`].
+const REST: Duration = Duration::from_millis(1);
 
 /// What came from the broker, or left for it.
 #[derive(Debug)]
@@ -148,6 +150,8 @@ pub struct Connection {
     ping_at: Instant,
     heard_at: Instant,
     pinged_at: Instant,
+    /// Before then nothing is read.
+    rest_until: Option<Instant>,
     /// UNSUBSCRIBEs not yet answered: their packet ids and filters.
     unsubscribing: VecDeque<(u16, String)>,
 }
@@ -172,6 +176,7 @@ impl Connection {
             ping_at: now,
             heard_at: now,
             pinged_at: now,
+            rest_until: None,
             unsubscribing: VecDeque::new(),
             options: options.clone(),
         }
@@ -192,6 +197,12 @@ impl Connection {
         })
     }
 
+    /// Nobody waits for what comes next: what is read already still does, then reading rests for a moment. A
+    /// broker sends packet by packet, and each would wake this connection.
+    pub fn rest(&mut self) {
+        self.rest_until.get_or_insert_with(|| Instant::now() + REST);
+    }
+
     /// The next event. After an error the connection is over and must be dropped. Cancelling is safe
     /// once connected.
     pub async fn next(&mut self) -> Result<Event, Lost> {
@@ -205,7 +216,7 @@ impl Connection {
                 return Ok(self.event(packet));
             }
             self.collect();
-            let Self { stream: Some(stream), input, output, client, .. } = self else {
+            let Self { stream: Some(stream), input, output, client, rest_until, .. } = self else {
                 return Err(Lost::Failed("not connected".to_owned()));
             };
             if self.closing {
@@ -213,8 +224,11 @@ impl Connection {
                 let _ = stream.shutdown().await;
                 return Ok(Event::Disconnected);
             }
+            // What is to leave ends the rest: the outbox tells.
+            let rest = rest_until.take();
             tokio::select! {
-                read = exchange(stream, input, output) => {
+                () = pause(rest), if rest.is_some() => {}
+                read = exchange(stream, input, output), if rest.is_none() => {
                     if read.map_err(failed)? == 0 {
                         return Err(Lost::Failed("the broker closed the connection".to_owned()));
                     }
@@ -304,6 +318,12 @@ impl Connection {
             }
             Packet::Other => Event::Alive,
         }
+    }
+}
+
+async fn pause(until: Option<Instant>) {
+    if let Some(until) = until {
+        tokio::time::sleep_until(until).await;
     }
 }
 

@@ -16,6 +16,8 @@ use crate::tenure::Tenure;
 
 /// What a delivery costs beside its bytes.
 const DELIVERY_OVERHEAD: usize = 256;
+/// With so many deliveries that wait for a writer, the next one is in no hurry.
+const PLENTY: usize = 256;
 /// Where Mosquitto tells how many messages it has dropped in all.
 const BROKER_DROPS: &str = "$SYS/broker/publish/messages/dropped";
 /// Refused filters are asked for again this often.
@@ -178,9 +180,14 @@ impl<'a> Serving<'a> {
     }
 
     /// Does what an event asks for.
-    pub async fn on_event(&mut self, event: Event, tenure: &Tenure) -> Result<(), Lost> {
+    pub async fn on_event(
+        &mut self,
+        connection: &mut Connection,
+        event: Event,
+        tenure: &Tenure,
+    ) -> Result<(), Lost> {
         match event {
-            Event::Publish(publish) => self.take_in(publish).await?,
+            Event::Publish(publish) => self.take_in(connection, publish).await?,
             Event::Subscribed(grants) => self.subscribed(grants, tenure).await?,
             // Wanted again meanwhile: SUBSCRIBE followed on the wire.
             Event::Unsubscribed(filter) if self.lane().link().subscriptions.contains_key(&filter) => {}
@@ -264,7 +271,7 @@ impl<'a> Serving<'a> {
     }
 
     /// Takes a delivery in, or waits a while for room for it.
-    async fn take_in(&mut self, publish: Publish) -> Result<(), Lost> {
+    async fn take_in(&mut self, connection: &mut Connection, publish: Publish) -> Result<(), Lost> {
         let Self { session, options, epoch, settling, .. } = self;
         let shared = &session.shared;
         let metrics = &shared.metrics;
@@ -345,6 +352,9 @@ impl<'a> Serving<'a> {
         });
         if window.is_some_and(|window| window.is_full() || waiting >= window.half()) {
             shared.inbox.wake();
+        }
+        if waiting >= PLENTY {
+            connection.rest();
         }
         Ok(())
     }

@@ -247,7 +247,7 @@ impl Session {
                     if matches!(event, Event::Disconnected) {
                         return Ok(());
                     }
-                    serving.on_event(event, tenure).await?;
+                    serving.on_event(&mut connection, event, tenure).await?;
                 }
                 _ = orders.changed() => {
                     let order = orders.borrow_and_update().clone();

@@ -107,6 +107,30 @@ async fn a_broker_that_reads_only_once_it_was_read_from_does_not_block() {
 }
 
 #[tokio::test]
+async fn reading_rests_when_it_may_and_acknowledgements_do_not() {
+    let (_, mut connection, mut broker) = connected(Protocol::V311, CONNACK_V311).await;
+    let begin = Instant::now();
+    connection.rest();
+    broker.write_all(&publish(7, b"hello")).await.unwrap();
+    assert!(matches!(connection.next().await, Ok(Event::Publish(_))));
+    assert!(begin.elapsed() >= REST);
+
+    connection.rest_until = Some(Instant::now() + Duration::from_hours(1));
+    let client = connection.client().clone();
+    let acknowledged = async {
+        client.acknowledge(std::iter::once(7));
+        let mut sent = [0; 4];
+        broker.read_exact(&mut sent).await.unwrap();
+        sent
+    };
+    tokio::select! {
+        event = connection.next() => panic!("{event:?}"),
+        sent = acknowledged => assert_eq!(sent, [0x40, 2, 0, 7]),
+        () = tokio::time::sleep(PATIENCE) => panic!("the acknowledgement rests"),
+    }
+}
+
+#[tokio::test]
 async fn a_broker_says_why_it_ends_or_refuses_a_connection() {
     // With no properties, and without saying that there are none, as Mosquitto does.
     for taken_over in [&[0xe0, 2, 0x8e, 0][..], &[0xe0, 1, 0x8e]] {
