@@ -58,10 +58,11 @@ pub async fn run(part: Option<&str>) -> Result<bool> {
     let load_before = load()?;
     let plan = plan(10);
 
-    println!("1/8 bare COPY and the worker at 10 points a message");
+    println!("1/8 bare COPY, a bare subscriber and the worker at 10 points a message");
     let copy_before = bench.copy().await?;
     let ten = bench.throughput(&plan).await?;
     let copy_after = bench.copy().await?;
+    let bare_ten = bench.bare(&plan).await?;
 
     println!("2/8 a bare subscriber and the worker at 1 point a message");
     let plan = Plan { points: 1, ..plan };
@@ -128,7 +129,7 @@ pub async fn run(part: Option<&str>) -> Result<bool> {
         receive_maximum: RECEIVE_MAXIMUM,
         bare_copy: [copy_before, copy_after],
         bare_subscriber: [bare_before.messages_a_second(), bare_after.messages_a_second()],
-        bare_subscriber_cost: bare_before.cost_of_a_million(),
+        bare_subscriber_cost: [bare_ten.cost_of_a_million(), bare_before.cost_of_a_million()],
         throughput,
         latency,
         windows,

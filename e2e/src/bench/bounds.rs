@@ -102,7 +102,12 @@ pub async fn subscriber(stack: &Stack, plan: &Plan, receive_maximum: u16, length
             Some((since, before, cost_before)) if since.elapsed() > length => {
                 let messages = (taken() - before) as f64;
                 let seconds = since.elapsed().as_secs_f64();
-                break Rate { messages, points: messages, seconds, cost: cost() - cost_before };
+                break Rate {
+                    messages,
+                    points: messages * f64::from(plan.points),
+                    seconds,
+                    cost: cost() - cost_before,
+                };
             }
             _ => {}
         }

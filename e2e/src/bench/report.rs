@@ -146,8 +146,8 @@ pub struct Report {
     pub bare_copy: [f64; 2],
     /// Messages a second of a bare subscriber, before and after the worker's run.
     pub bare_subscriber: [f64; 2],
-    /// Processor seconds of it and of the broker for a million messages.
-    pub bare_subscriber_cost: Cost,
+    /// Processor seconds of it and of the broker for a million points, at 10 points a message and at 1.
+    pub bare_subscriber_cost: [Cost; 2],
     /// 10 points a message, and 1.
     pub throughput: [Throughput; 2],
     /// 1,000 messages a second.
@@ -182,11 +182,14 @@ impl Report {
         let [before, after] = self.bare_copy;
         writeln!(out, "\nBound 1, bare COPY, rows a second: {before:.0} before, {after:.0} after")?;
         let [before, after] = self.bare_subscriber;
-        let Cost { worker, broker, publishers, .. } = self.bare_subscriber_cost;
+        let [bare_ten, Cost { worker, broker, publishers, .. }] = self.bare_subscriber_cost;
         writeln!(
             out,
             "Bound 2, bare subscriber, messages a second: {before:.0} before, {after:.0} after\n  \
-             CPU s per million: subscriber {worker:.2}, broker {broker:.2}, publishers {publishers:.2}"
+             CPU s per million: subscriber {worker:.2}, broker {broker:.2}, publishers {publishers:.2}\n  \
+             at 10 points a message, per million points: subscriber {:.2}, of which the worker takes {:.2} times",
+            bare_ten.worker,
+            ten.cpu_seconds_of_a_million_points.worker / bare_ten.worker
         )?;
         let Latency { messages_a_second, points_of_a_message, p50_ms, p99_ms } = self.latency;
         writeln!(
