@@ -35,13 +35,11 @@ struct Point<'a> {
 
 pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<(), Reject> {
     // Read once where every point is one; a wrong one must not cost the others.
-    match json::parse::<Document<'a, Point<'a>>>(message.text) {
-        Ok(document) => read(message, document, content, Ok),
-        Err(_) => {
-            let document = json::parse::<Document<'a, &'a RawValue>>(message.text)?;
-            read(message, document, content, |raw| json::parse(raw.get()))
-        }
+    if let Ok(document) = json::parse::<Document<'a, Point<'a>>>(message.text) {
+        return read(message, document, content, Ok);
     }
+    let document = json::parse::<Document<'a, &'a RawValue>>(message.text)?;
+    read(message, document, content, |raw| json::parse(raw.get()))
 }
 
 fn read<'a, P>(
