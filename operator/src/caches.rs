@@ -14,7 +14,6 @@ use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use penstock_crds::{IngestPipeline, TelemetryStore};
-use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::kinds::Kind;
@@ -116,13 +115,6 @@ fn number(version: Option<&str>) -> Option<u64> {
     version?.parse().ok()
 }
 
-/// Of a pod's spec only its node says something that its Deployment or Job does not.
-fn forget_template(pod: &mut DynamicObject) {
-    if let Some(spec) = pod.data.get_mut("spec") {
-        *spec = json!({"nodeName": spec["nodeName"]});
-    }
-}
-
 /// More versions of objects that are gone are forgotten.
 const MOST_GONE: usize = 4096;
 
@@ -156,9 +148,6 @@ impl Tables {
         let place = (object.namespace().unwrap_or_default(), object.name_any());
         let Some(owner) = Owner::of(&object) else { return self.remove(kind, &place).into_iter().collect() };
         object.metadata.managed_fields = None;
-        if kind == Kind::Pod {
-            forget_template(&mut object);
-        }
         // A list does not say of what.
         let resource = kind.resource();
         object.types = Some(TypeMeta { api_version: resource.api_version, kind: resource.kind });
@@ -339,6 +328,8 @@ fn take_in(tables: &RwLock<Tables>, kind: Kind, event: Event<DynamicObject>) -> 
 mod tests {
     use std::collections::BTreeSet;
 
+    use serde_json::json;
+
     use super::*;
 
     fn object(name: &str, pipeline: &str, version: &str, data: &str) -> DynamicObject {
@@ -401,19 +392,6 @@ mod tests {
         let of_list = DynamicObject { types: None, ..object("one", "p", "1", "x") };
         assert_eq!(see(Event::InitApply(of_list)), ["p"]);
         assert_eq!(see(Event::Apply(object("one", "p", "2", "x"))), [""; 0]);
-    }
-
-    #[test]
-    fn of_a_pod_its_template_is_forgotten_and_not_its_node() {
-        let mut pod = object("one", "p", "1", "x");
-        pod.data["spec"] = json!({"nodeName": "n", "containers": [{"name": "worker"}]});
-        pod.data["status"] = json!({"phase": "Running"});
-        let mut tables = Tables::default();
-        tables.put(Kind::Pod, pod);
-        let kept = tables.objects.values().flatten().map(|(_, stored)| stored.text.clone());
-        let kept: DynamicObject = serde_json::from_str(&kept.collect::<String>()).unwrap();
-        assert_eq!(kept.data["spec"], json!({"nodeName": "n"}));
-        assert_eq!(kept.data["status"], json!({"phase": "Running"}));
     }
 
     #[test]
