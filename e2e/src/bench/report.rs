@@ -187,7 +187,7 @@ impl Report {
             out,
             "Bound 2, bare subscriber, messages a second: {before:.0} before, {after:.0} after\n  \
              CPU s per million: subscriber {worker:.2}, broker {broker:.2}, publishers {publishers:.2}\n  \
-             at 10 points a message, per million points: subscriber {:.2}, of which the worker takes {:.2} times",
+             at 10 points a message, per million points: subscriber {:.2}; the worker takes {:.2} times that",
             bare_ten.worker,
             ten.cpu_seconds_of_a_million_points.worker / bare_ten.worker
         )?;

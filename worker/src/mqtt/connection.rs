@@ -227,8 +227,7 @@ impl Connection {
             // What is to leave ends the rest: the outbox tells.
             let rest = rest_until.take();
             tokio::select! {
-                () = pause(rest), if rest.is_some() => {}
-                read = exchange(stream, input, output), if rest.is_none() => {
+                read = exchange(rest, stream, input, output) => {
                     if read.map_err(failed)? == 0 {
                         return Err(Lost::Failed("the broker closed the connection".to_owned()));
                     }
@@ -321,19 +320,17 @@ impl Connection {
     }
 }
 
-async fn pause(until: Option<Instant>) {
-    if let Some(until) = until {
-        tokio::time::sleep_until(until).await;
-    }
-}
-
-/// Writes what is to leave while it waits for something to read: a broker may stop reading until it is read
-/// from. Returns how many bytes were read; 0 at the end. Cancelling loses nothing.
+/// After the rest, writes what is to leave while it waits for something to read: a broker may stop reading until
+/// it is read from. Returns how many bytes were read; 0 at the end. Cancelling loses nothing.
 async fn exchange(
+    rest: Option<Instant>,
     stream: &mut Box<dyn Stream>,
     input: &mut BytesMut,
     output: &mut BytesMut,
 ) -> io::Result<usize> {
+    if let Some(until) = rest {
+        tokio::time::sleep_until(until).await;
+    }
     if input.capacity() - input.len() < READ / 4 {
         input.reserve(READ);
     }
