@@ -107,7 +107,8 @@ pub struct LeaseStatus {
     pub held: bool,
     /// Why not.
     pub why: String,
-    /// Highest plan generation that the shard has followed.
+    /// Highest plan generation that the shard has followed; one more where only a newer one begins it again, after
+    /// it was retired.
     pub plan_generation: i64,
     /// Filters that the broker's sessions may have.
     pub filters: BTreeSet<String>,

@@ -110,7 +110,10 @@ impl Plan {
             next.divide(wish, &of);
         }
         let followed = seen.values().map(|seen| seen.generation).max().unwrap_or_default();
-        if next.keys != self.keys || followed > self.generation {
+        // Without keys the shards are all that a plan tells; one that comes again does so by a newer plan than
+        // the one that ended it.
+        let told_anew = next.keys != self.keys || (next.keys.is_empty() && next.shards != self.shards);
+        if told_anew || followed > self.generation {
             next.generation = self.generation.max(followed) + 1;
         }
         next

@@ -211,13 +211,14 @@ async fn run(
     handover: Duration,
     writers: &Handle,
 ) -> Result<(), Fault> {
+    // First: a container's first process that has no handler yet never hears of a signal that comes now.
+    let stop = Stop { signal: signals()?, handover };
     let listener =
         tokio::net::TcpListener::bind(http).await.map_err(|error| format!("--http {http}: {error}"))?;
     tracing::info!(address = %listener.local_addr()?, "serving /livez, /readyz, /metrics and /status");
     let front = Arc::new(Front::default());
     let pages = router(Arc::clone(&front));
     tokio::spawn(async move { axum::serve(listener, pages).await });
-    let stop = Stop { signal: signals()?, handover };
     let settings = tokio::select! {
         settings = good_files(&sources, &front) => settings,
         () = stop.requested() => return Ok(()),

@@ -30,7 +30,7 @@ use crate::stopwatch::Occupied;
 use crate::store::breaker::Breaker;
 use crate::store::dictionary::Dictionary;
 use crate::store::lease::{self, Acquired, LeaseKey, Me};
-use crate::store::lease_rules::Purpose;
+use crate::store::lease_rules::{Purpose, Wait};
 use crate::store::writer::Writer;
 use crate::store::{connection, schema, transaction};
 use crate::tenure::{LeaseView, NOT_HELD, Superseded, Tenure};
@@ -266,7 +266,8 @@ impl Shard {
         let (mut preflight, mut superseded) = (false, false);
         loop {
             self.pulse.beat();
-            let purpose = Purpose::Run { preflight };
+            let plan = self.terms.borrow().work.generation;
+            let purpose = Purpose::Run { preflight, plan };
             let acquired = tokio::select! {
                 acquired = lease::acquire(&self.pool, &self.key, &self.me, purpose, superseded) => acquired,
                 () = stop.requested() => break,
@@ -292,7 +293,12 @@ impl Shard {
                     }
                     Err(lost) => ("preflight_failed", format!("the broker: {lost}")),
                 },
-                Ok(Acquired::Wait { holder, why }) => (NOT_HELD, format!("{why} ({holder})")),
+                Ok(Acquired::Wait { holder, why, plan_generation }) => {
+                    // The next plan has to exceed it.
+                    self.lease.saw_plan(plan_generation + i64::from(why == Wait::Retired));
+                    let by = if holder.is_empty() { format!("plan {plan_generation}") } else { holder };
+                    (NOT_HELD, format!("{why} ({by})"))
+                }
                 Err(error) => (NOT_HELD, format!("nothing is known of the lease: {error}")),
             };
             if self.lease.explain().1 != why {

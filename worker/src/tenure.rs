@@ -69,6 +69,11 @@ impl LeaseView {
         state.plan = Some(plan).filter(|_| state.lease.held);
     }
 
+    /// Shows the highest plan generation of a shard that another runs or nobody does.
+    pub fn saw_plan(&self, generation: i64) {
+        self.state().lease.plan_generation = generation;
+    }
+
     /// Shows why the lease is not held.
     pub fn waiting(&self, reason: &'static str, why: String) {
         let mut state = self.state();

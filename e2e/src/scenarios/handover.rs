@@ -1,5 +1,6 @@
 //! Shards pass from worker to worker, change their plan, and end.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::publisher::{self, Progress};
 use crate::scenario;
 use crate::suite::Scenario;
 use crate::wait::until_async;
-use crate::worker;
+use crate::worker::{self, Worker};
 
 const LONG: Duration = Duration::from_secs(40);
 
@@ -23,6 +24,7 @@ pub fn all() -> Vec<Scenario> {
         scenario!(a_stopping_worker_serves_until_its_successor_has_taken_over),
         scenario!(a_retired_shard_has_no_session_and_lost_nothing_of_a_full_queue),
         scenario!(a_shard_is_retired_from_under_a_running_worker),
+        scenario!(a_worker_that_outlives_the_end_of_its_shard_begins_nothing_anew),
         scenario!(a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not),
     ]
 }
@@ -119,33 +121,36 @@ async fn a_shard_is_retired_from_under_a_running_worker(bed: &mut Bed) -> Result
     require_retired(bed).await
 }
 
+/// As a kubelet does it: readers see the old file or the new one.
+fn write_plan(path: &Path, generation: i64, kinds: &[&str]) -> std::io::Result<()> {
+    let keys: Vec<String> = kinds.iter().map(|kind| format!("\"traksense/+/+/+/{kind}\"")).collect();
+    let next = path.with_extension("next");
+    std::fs::write(&next, format!("generation: {generation}\nshard: 3\nkeys: [{}]\n", keys.join(", ")))?;
+    std::fs::rename(next, path)
+}
+
+async fn subscribed_by(worker: &Worker, filters: &[&str]) -> Result<()> {
+    until_async(&format!("subscribed are {filters:?}"), LONG, || async {
+        worker.status().await.is_ok_and(|status| status["lease"]["filters"] == serde_json::json!(filters))
+    })
+    .await
+}
+
+async fn require_no_session(bed: &Bed, shard: u32) -> Result<()> {
+    let client_id = format!("bed-{}-{shard}", bed.number());
+    ensure!(!publisher::has_session(&bed.address, &client_id).await?, "the broker has a session {client_id}");
+    Ok(())
+}
+
 async fn a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not(bed: &mut Bed) -> Result<()> {
     bed.migrate().await?;
     bed.manifest(|text| text)?;
     let path = bed.folder.join("plan.yaml");
-    let plan = |generation: i64, kinds: &[&str]| {
-        let keys: Vec<String> = kinds.iter().map(|kind| format!("\"traksense/+/+/+/{kind}\"")).collect();
-        // As a kubelet does it: readers see the old file or the new one.
-        let next = path.with_extension("next");
-        std::fs::write(&next, format!("generation: {generation}\nshard: 3\nkeys: [{}]\n", keys.join(", ")))?;
-        std::fs::rename(next, &path)
-    };
+    let plan = |generation: i64, kinds: &[&str]| write_plan(&path, generation, kinds);
     plan(5, &["telem"])?;
     let worker = bed.start("one", &["--shard", "3", "--plan", &path.to_string_lossy()])?;
     worker.ready().await?;
-    let subscribed = async |filters: &[&str]| {
-        until_async(&format!("subscribed are {filters:?}"), LONG, || async {
-            let Ok(status) = worker.status().await else { return false };
-            let known: Vec<&str> = status["lease"]["filters"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|f| f.as_str())
-                .collect();
-            known == filters
-        })
-        .await
-    };
+    let subscribed = async |filters: &[&str]| subscribed_by(&worker, filters).await;
     subscribed(&["traksense/+/+/+/telem"]).await?;
     plan(6, &["ack", "telem"])?;
     subscribed(&["traksense/+/+/+/ack", "traksense/+/+/+/telem"]).await?;
@@ -189,14 +194,35 @@ async fn a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not(be
     let (good, said) = worker::command(&arguments, &bed.folder.join("plant.yaml"), &bed.secrets()).await?;
     ensure!(good, "{said}");
     let worker = bed.start("one", &["--shard", "3", "--plan", &path.to_string_lossy()])?;
-    worker.logs("the plan is older than one followed before", LONG).await?;
-    let filters = "SELECT cardinality(filters)::int8 FROM penstock.shard_lease";
-    plan(7, &["ack"])?;
-    worker.logs("ignoring an older plan", LONG).await?;
-    ensure!(bed.sql::<i64>(filters).await? == 0, "it subscribes by an older plan");
+    worker.not_ready("the shard was retired; only a newer plan begins it again (plan 8)").await?;
+    ensure!(
+        worker.status().await?["lease"]["plan_generation"] == 9,
+        "the status says which plan is to be exceeded"
+    );
+    plan(8, &["ack"])?;
+    require_no_session(bed, 3).await?;
     plan(9, &["telem"])?;
-    until_async("it follows the newer one", LONG, || async {
-        bed.sql::<i64>(filters).await.is_ok_and(|n| n == 1)
-    })
-    .await
+    worker.ready().await?;
+    subscribed_by(&worker, &["traksense/+/+/+/telem"]).await
+}
+
+async fn a_worker_that_outlives_the_end_of_its_shard_begins_nothing_anew(bed: &mut Bed) -> Result<()> {
+    bed.migrate().await?;
+    bed.manifest(|text| text)?;
+    let path = bed.folder.join("plan.yaml");
+    write_plan(&path, 5, &["telem"])?;
+    // SIGTERM came late, or never.
+    let worker = bed.start("one", &["--shard", "3", "--plan", &path.to_string_lossy()])?;
+    worker.ready().await?;
+    for (by, newer) in [(&["--plan-generation", "5"][..], 6), (&[], 7)] {
+        let arguments = [&["retire", "--shard", "3"], by].concat();
+        let (good, said) =
+            worker::command(&arguments, &bed.folder.join("plant.yaml"), &bed.secrets()).await?;
+        ensure!(good, "{said}");
+        worker.not_ready("the shard was retired").await?;
+        require_no_session(bed, 3).await?;
+        write_plan(&path, newer, &["telem"])?;
+        worker.ready().await?;
+    }
+    Ok(())
 }

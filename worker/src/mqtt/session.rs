@@ -150,13 +150,14 @@ impl Session {
                 Order::Consume(_) => {}
             }
             tokio::select! {
+                () = self.wait_for_room() => {}
+                _ = orders.changed() => continue,
+            }
+            // Last: whoever has taken the lease since may be done with the session.
+            tokio::select! {
                 held = tenure.confirmed() => if held.is_err() {
                     return End::Superseded;
                 },
-                _ = orders.changed() => continue,
-            }
-            tokio::select! {
-                () = self.wait_for_room() => {}
                 _ = orders.changed() => continue,
             }
             let started = Instant::now();

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::connection;
 pub use super::lease_rules::TTL;
-use super::lease_rules::{Asker, Decision, Held, Purpose, consumed_until, decide, wait_after};
+use super::lease_rules::{Asker, Decision, Held, Purpose, Wait, consumed_until, decide, wait_after};
 use crate::mqtt::lanes::MAX_SESSIONS;
 
 /// How long one question about a lease may take.
@@ -101,10 +101,12 @@ pub enum Acquired {
     NeedsPreflight,
     /// Not now.
     Wait {
-        /// The holder.
+        /// The holder; empty if nobody holds it.
         holder: String,
         /// Why.
-        why: &'static str,
+        why: Wait,
+        /// Highest plan generation that the shard has followed, or that ended it.
+        plan_generation: i64,
     },
 }
 
@@ -219,7 +221,9 @@ async fn ask_for(
             Acquired::Taken(state)
         }
         Decision::Preflight => Acquired::NeedsPreflight,
-        Decision::Wait(why) => Acquired::Wait { holder: holder.unwrap_or_default(), why },
+        Decision::Wait(why) => {
+            Acquired::Wait { holder: holder.unwrap_or_default(), why, plan_generation: held.plan_generation }
+        }
         Decision::Outdated => return Err(LeaseError::OutdatedPlan { followed: held.plan_generation }),
     };
     transaction.commit().await?;
@@ -323,25 +327,20 @@ pub async fn set_generation(
     update(pool, key, me, &format!("plan_generation = greatest(plan_generation, {generation})"), &[]).await
 }
 
-/// Forgets the shard, at the end of its retirement; but for the plan that ended it, if one did: a worker that
-/// is started once more by an older one must not subscribe again.
+/// Forgets the shard, at the end of its retirement; but for the highest plan, if there is one: a worker whose end
+/// comes late, or that is started once more by an older plan, must not begin again.
 pub async fn forget(pool: &PgPool, key: &LeaseKey, me: &Me, plan: Option<i64>) -> Result<(), LeaseError> {
     let forget = async {
-        let statement = match plan {
-            None => {
-                "DELETE FROM penstock.shard_lease WHERE shard = $1 AND instance = $2 AND incarnation = $3"
-            }
-            Some(_) => {
-                "WITH mine AS (UPDATE penstock.shard_lease SET instance = NULL, incarnation = NULL, retiring = false, \
-                   expires_at = '-infinity', filters = '{}', more_filters = '{}', session_existed = false, \
-                   plan_generation = greatest(plan_generation, $4) \
-                 WHERE shard = $1 AND instance = $2 AND incarnation = $3 RETURNING shard) \
-                 DELETE FROM penstock.shard_instance i USING mine WHERE i.shard = mine.shard"
-            }
-        };
-        let query = sqlx::query(statement).bind(&key.0).bind(&me.instance).bind(me.incarnation);
-        let query = if let Some(generation) = plan { query.bind(generation) } else { query };
-        query.execute(pool).await?;
+        let ended = "WITH mine AS (UPDATE penstock.shard_lease SET instance = NULL, incarnation = NULL, \
+               retiring = false, expires_at = '-infinity', filters = '{}', more_filters = '{}', \
+               session_existed = false, plan_generation = greatest(plan_generation, $4) \
+             WHERE shard = $1 AND instance = $2 AND incarnation = $3 RETURNING shard) \
+             DELETE FROM penstock.shard_instance i USING mine WHERE i.shard = mine.shard";
+        let query = sqlx::query(ended).bind(&key.0).bind(&me.instance).bind(me.incarnation);
+        query.bind(plan.unwrap_or_default()).execute(pool).await?;
+        let never_planned =
+            "DELETE FROM penstock.shard_lease WHERE shard = $1 AND instance IS NULL AND plan_generation = 0";
+        sqlx::query(never_planned).bind(&key.0).execute(pool).await?;
         Ok(())
     };
     within_deadline(forget).await

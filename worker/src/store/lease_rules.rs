@@ -17,6 +17,8 @@ pub enum Purpose {
     Run {
         /// Database, schema and broker answered.
         preflight: bool,
+        /// Generation of the plan that the worker would follow.
+        plan: i64,
     },
     /// To end the shard's session for good.
     Retire {
@@ -28,7 +30,7 @@ pub enum Purpose {
 /// The lease row as far as the rules look at it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
-    /// The holder's instance, if there ever was one.
+    /// The holder's instance; none if there never was one, or the shard was retired.
     pub instance: Option<String>,
     /// The holder's rank.
     pub rank: i64,
@@ -64,9 +66,29 @@ pub enum Decision {
     /// It may be taken after a preflight.
     Preflight,
     /// Not now.
-    Wait(&'static str),
+    Wait(Wait),
     /// Not by this plan: a newer one is followed.
     Outdated,
+}
+
+/// Why not now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Wait {
+    /// A retire runs.
+    #[error("the shard is being retired")]
+    Retiring,
+    /// A retire was done: a worker whose end comes late would leave a session behind that nobody ends.
+    #[error("the shard was retired; only a newer plan begins it again")]
+    Retired,
+    /// Another process of the same instance holds it.
+    #[error("another process with this --instance runs the shard")]
+    SameInstance,
+    /// One that registered later holds it.
+    #[error("a newer instance runs the shard")]
+    Newer,
+    /// Its time to wait after a loss is not over.
+    #[error("this instance lost the shard before")]
+    LostBefore,
 }
 
 /// Who may take the lease.
@@ -76,7 +98,13 @@ pub fn decide(held: &Held, asker: &Asker, purpose: Purpose, now: Micros) -> Deci
         return Decision::Outdated;
     }
     let Some(holder) = &held.instance else {
-        return Decision::Take { supersedes: false };
+        // A row that never had a holder has no plan either.
+        return match purpose {
+            Purpose::Run { plan, .. } if held.plan_generation > 0 && plan <= held.plan_generation => {
+                Decision::Wait(Wait::Retired)
+            }
+            _ => Decision::Take { supersedes: false },
+        };
     };
     if *holder == asker.instance && !asker.superseded {
         // Its own old incarnation, which is gone or about to find out.
@@ -86,16 +114,12 @@ pub fn decide(held: &Held, asker: &Asker, purpose: Purpose, now: Micros) -> Deci
         return Decision::Take { supersedes: false };
     }
     match purpose {
-        Purpose::Run { .. } if held.retiring => Decision::Wait("the shard is being retired"),
-        Purpose::Run { .. } if *holder == asker.instance => {
-            Decision::Wait("another process with this --instance runs the shard")
-        }
-        Purpose::Run { .. } if asker.rank <= held.rank => Decision::Wait("a newer instance runs the shard"),
-        Purpose::Run { .. } if now < asker.wait_until => {
-            Decision::Wait("this instance lost the shard before")
-        }
-        Purpose::Run { preflight: false } => Decision::Preflight,
-        Purpose::Retire { .. } | Purpose::Run { preflight: true } => Decision::Take { supersedes: true },
+        Purpose::Run { .. } if held.retiring => Decision::Wait(Wait::Retiring),
+        Purpose::Run { .. } if *holder == asker.instance => Decision::Wait(Wait::SameInstance),
+        Purpose::Run { .. } if asker.rank <= held.rank => Decision::Wait(Wait::Newer),
+        Purpose::Run { .. } if now < asker.wait_until => Decision::Wait(Wait::LostBefore),
+        Purpose::Run { preflight: false, .. } => Decision::Preflight,
+        Purpose::Retire { .. } | Purpose::Run { preflight: true, .. } => Decision::Take { supersedes: true },
     }
 }
 
@@ -137,7 +161,7 @@ mod tests {
         Asker { instance: instance.into(), rank, wait_until: Micros::MIN, superseded: false }
     }
 
-    const RUN: Purpose = Purpose::Run { preflight: true };
+    const RUN: Purpose = Purpose::Run { preflight: true, plan: 3 };
 
     #[test]
     fn the_holders_own_instance_retakes_at_once() {
@@ -154,7 +178,8 @@ mod tests {
     #[test]
     fn a_newer_instance_takes_over_only_after_a_preflight() {
         let lease = held("a", 1, 100);
-        assert_eq!(decide(&lease, &asker("b", 2), Purpose::Run { preflight: false }, 0), Decision::Preflight);
+        let unproven = Purpose::Run { preflight: false, plan: 3 };
+        assert_eq!(decide(&lease, &asker("b", 2), unproven, 0), Decision::Preflight);
         assert_eq!(decide(&lease, &asker("b", 2), RUN, 0), Decision::Take { supersedes: true });
     }
 
@@ -173,6 +198,22 @@ mod tests {
         for plan in [Some(3), Some(4), None] {
             assert_eq!(retire(plan, 0), Decision::Take { supersedes: true });
         }
+    }
+
+    #[test]
+    fn a_shard_that_was_retired_begins_again_by_a_newer_plan_only() {
+        let run = |by, plan| {
+            let ended = Held { instance: None, plan_generation: by, ..held("", 0, 0) };
+            decide(&ended, &asker("a", 1), Purpose::Run { preflight: false, plan }, 0)
+        };
+        assert_eq!(run(6, 5), Decision::Wait(Wait::Retired));
+        assert_eq!(run(6, 6), Decision::Wait(Wait::Retired), "the plan that ended it, or was followed last");
+        assert_eq!(run(6, 7), Decision::Take { supersedes: false });
+        assert_eq!(
+            run(0, 0),
+            Decision::Take { supersedes: false },
+            "there are no plans, or nobody ever ran it"
+        );
     }
 
     #[test]
