@@ -1,7 +1,8 @@
 //! What the API server has, as far as the operator made it: one watch for each kind, read without a call.
 //!
-//! Objects are found by their owner, and kept as text: a tenth of the memory of a tree, and read anew only
-//! by a reconcile of their owner.
+//! Objects are found by their owner, kept as compressed text, and read anew only by a reconcile of their owner.
+
+mod stored;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
@@ -15,7 +16,9 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use penstock_crds::{IngestPipeline, TelemetryStore};
 use tokio::sync::mpsc;
+use zstd::bulk::Decompressor;
 
+use self::stored::Stored;
 use crate::kinds::Kind;
 use crate::metrics::Metrics;
 use crate::names;
@@ -71,14 +74,6 @@ impl Owner {
             Some(Self { label, namespace: object.namespace().unwrap_or_default(), value })
         })
     }
-}
-
-/// An object as text.
-#[derive(Debug)]
-struct Stored {
-    /// Apart, since it changes with what the operator does not keep, too.
-    version: Option<String>,
-    text: Box<str>,
 }
 
 /// A worker's pod that can be asked.
@@ -151,23 +146,22 @@ impl Tables {
         // A list does not say of what.
         let resource = kind.resource();
         object.types = Some(TypeMeta { api_version: resource.api_version, kind: resource.kind });
-        let version = object.metadata.resource_version.take();
-        let Ok(text) = serde_json::to_string(&object) else { return Vec::new() };
         if kind == Kind::Pod {
             match WorkerPod::of(&object) {
                 Some(pod) => _ = self.workers.insert(place.clone(), Arc::new(pod)),
                 None => _ = self.workers.remove(&place),
             }
         }
+        let Some(stored) = Stored::pack(object) else { return Vec::new() };
         let mut touched = Vec::new();
         if self.owners.get(&(kind, place.clone())).is_some_and(|before| *before != owner) {
             touched.extend(self.take_out(kind, &place));
         }
         let (all, key) = (self.objects.entry(owner.clone()).or_default(), (kind, place.1.clone()));
-        if all.get(&key).is_none_or(|before| *before.text != *text) {
+        if all.get(&key).is_none_or(|before| before.packed != stored.packed) {
             touched.push(owner.clone());
         }
-        all.insert(key, Stored { version, text: text.into() });
+        all.insert(key, stored);
         self.owners.insert((kind, place), owner);
         touched
     }
@@ -279,13 +273,12 @@ impl Caches {
     pub fn of(&self, label: &'static str, namespace: &str, owner: &str) -> Children {
         let owner = Owner { label, namespace: namespace.to_owned(), value: names::label(owner) };
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-        let read = |stored: &Stored| {
-            let mut object: DynamicObject = serde_json::from_str(&stored.text).ok()?;
-            object.metadata.resource_version.clone_from(&stored.version);
-            Some(Arc::new(object))
-        };
+        let Ok(mut decompressor) = Decompressor::new() else { return Children::new() };
         let objects = tables.objects.get(&owner).into_iter().flatten();
-        objects.filter_map(|(key, stored)| Some((key.clone(), read(stored)?))).collect()
+        let read = |(key, stored): (&(Kind, String), &Stored)| {
+            Some((key.clone(), Arc::new(stored.unpack(&mut decompressor)?)))
+        };
+        objects.filter_map(read).collect()
     }
 }
 
