@@ -162,6 +162,21 @@ proptest! {
 }
 
 #[test]
+fn a_shard_without_keys_that_comes_again_has_a_newer_plan_than_the_one_that_ended_it() {
+    let shared = |replicas| Wish::new(BTreeSet::new(), true, replicas, false);
+    let two = Plan::default().step(&shared(2), &BTreeMap::new());
+    assert_eq!((two.generation, &two.shards), (1, &[0, 1].into()));
+    let leaving = two.step(&shared(1), &BTreeMap::new());
+    assert_eq!((&leaving, leaving.role(&shared(1), 1)), (&two, Role::Leaving));
+    let ended = [(1, Seen { retiring: true, retired: true, ..Seen::default() })].into();
+    let one = leaving.step(&shared(1), &ended);
+    assert_eq!(one.shards, [0].into());
+    let again = one.step(&shared(2), &BTreeMap::new());
+    assert!(again.shards.contains(&1) && again.generation > leaving.generation, "{again:?}");
+    assert_eq!(again.step(&shared(2), &BTreeMap::new()), again, "at the fixed point nothing changes");
+}
+
+#[test]
 fn a_key_moves_by_make_before_break() {
     let mut seen = BTreeMap::new();
     let first = Plan::default().step(&wish(&["a", "b"], 1), &seen);

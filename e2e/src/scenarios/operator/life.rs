@@ -18,7 +18,7 @@ pub fn all() -> Vec<Scenario> {
         scenario!(
             a_suspended_pipeline_keeps_its_sessions_and_their_queues_are_drained_when_it_goes_on[cluster]
         ),
-        scenario!(a_deleted_pipeline_ends_its_sessions_first_with_all_that_they_queue[cluster]),
+        scenario!(a_deleted_pipeline_drains_and_ends_its_sessions_and_one_of_its_name_begins_anew[cluster]),
         scenario!(a_foreground_deletion_ends_the_sessions_too[cluster]),
         scenario!(a_namespace_that_is_deleted_does_not_hang_on_a_pipeline[cluster]),
     ]
@@ -94,10 +94,20 @@ async fn delete(bed: &Bed, plant: &Plant, how: &str) -> Result<()> {
     Ok(())
 }
 
-async fn a_deleted_pipeline_ends_its_sessions_first_with_all_that_they_queue(bed: &mut Bed) -> Result<()> {
+async fn a_deleted_pipeline_drains_and_ends_its_sessions_and_one_of_its_name_begins_anew(
+    bed: &mut Bed,
+) -> Result<()> {
     let plant = Plant::new(bed).await?;
     plant.start(2).await?;
-    delete(bed, &plant, "--cascade=background").await
+    delete(bed, &plant, "--cascade=background").await?;
+    let ended: i64 = bed.sql("SELECT max(plan_generation) FROM penstock.shard_lease").await?;
+    plant.start(2).await?;
+    let followed: i64 = bed.sql("SELECT min(plan_generation) FROM penstock.shard_lease").await?;
+    ensure!(
+        ended > 0 && followed > ended,
+        "plan {followed} is not newer than plan {ended}, which ended the shards"
+    );
+    Ok(())
 }
 
 async fn a_foreground_deletion_ends_the_sessions_too(bed: &mut Bed) -> Result<()> {
