@@ -268,7 +268,12 @@ impl Bed {
 
     /// The client id of shard 0.
     pub fn client_id(&self) -> String {
-        format!("bed-{}-0", self.number)
+        self.client_id_of(0)
+    }
+
+    /// The same of any shard.
+    pub fn client_id_of(&self, shard: u32) -> String {
+        format!("bed-{}-{shard}", self.number)
     }
 
     /// Makes the schema.

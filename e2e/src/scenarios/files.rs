@@ -190,13 +190,14 @@ async fn retired(bed: &Bed, shard: &str, proof: Proof) -> Result<()> {
     let Outcome::Done(report) = job::<RetireReport>(bed, &["retire", "--shard", shard]).await? else {
         bail!("shard {shard} is not retired")
     };
-    let client_id = format!("{}{shard}", bed.client_id().trim_end_matches('0'));
+    let client_id = bed.client_id_of(shard.parse()?);
     ensure!(report.retired && report.proof == proof, "{report:?}");
     ensure!(report.client_ids == [client_id.clone()], "{report:?}");
     ensure!(!publisher::has_session(&bed.address, &client_id).await?, "the broker still has the session");
     // The plan that it followed is remembered, and nothing else.
     let rest = "SELECT count(*) FROM penstock.shard_lease \
-         WHERE instance IS NOT NULL OR session_existed OR filters <> '{}' OR plan_generation = 0";
+         WHERE instance IS NOT NULL OR session_existed OR filters <> '{}' OR more_filters <> '{}' \
+            OR plan_generation = 0";
     ensure!(bed.sql::<i64>(rest).await? == 0, "the shard's row tells of a session");
     Ok(())
 }

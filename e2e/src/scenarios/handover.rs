@@ -137,7 +137,7 @@ async fn subscribed_by(worker: &Worker, filters: &[&str]) -> Result<()> {
 }
 
 async fn require_no_session(bed: &Bed, shard: u32) -> Result<()> {
-    let client_id = format!("bed-{}-{shard}", bed.number());
+    let client_id = bed.client_id_of(shard);
     ensure!(!publisher::has_session(&bed.address, &client_id).await?, "the broker has a session {client_id}");
     Ok(())
 }
