@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use penstock_worker::dead_letters::command::DeadLetters;
 use penstock_worker::http::{Front, router};
+use penstock_worker::mqtt::nap;
 use penstock_worker::settings::{Access, Follow, Reload, Settings, Sources, Terms};
 use penstock_worker::shard::{Shard, Stop, WRITERS};
 use penstock_worker::store::lease::Me;
@@ -172,7 +173,7 @@ fn main() -> ExitCode {
 /// woken for what the broker sends; the writers have a pool.
 fn start(command: Command) -> Result<(), Fault> {
     let writers = tokio::runtime::Builder::new_multi_thread().worker_threads(WRITERS).enable_all().build()?;
-    let own = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let own = tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(nap::take).build()?;
     let result = own.block_on(obey(command, writers.handle()));
     writers.shutdown_background();
     result
@@ -181,7 +182,15 @@ fn start(command: Command) -> Result<(), Fault> {
 async fn obey(command: Command, writers: &Handle) -> Result<(), Fault> {
     match command {
         Command::Run { files, identity, http, handover } => {
-            Box::pin(run(files.into(), identity.me(), http, Duration::from_secs(handover), writers)).await
+            // A task, because its thread would wake the future that it blocks on by a system call each time.
+            tokio::spawn(run(
+                files.into(),
+                identity.me(),
+                http,
+                Duration::from_secs(handover),
+                writers.clone(),
+            ))
+            .await?
         }
         Command::Migrate { files, report } => {
             Ok(jobs::reported(report.file(), jobs::migrate(&files.into())).await?)
@@ -209,7 +218,7 @@ async fn run(
     me: Me,
     http: SocketAddr,
     handover: Duration,
-    writers: &Handle,
+    writers: Handle,
 ) -> Result<(), Fault> {
     // First: a container's first process that has no handler yet never hears of a signal that comes now.
     let stop = Stop { signal: signals()?, handover };
@@ -227,7 +236,7 @@ async fn run(
     let (access, access_seen) = watch::channel(settings.access.clone());
     let credentials = Reload::new(sources.clone(), settings.manifest.clone());
     let follow = Follow::new(sources, &settings.manifest);
-    let shard = Shard::new(settings, (access_seen, terms_seen), me, writers.clone())?;
+    let shard = Shard::new(settings, (access_seen, terms_seen), me, writers)?;
     front.show(shard.pages());
     tokio::spawn(reload((follow, terms), (credentials, access), front));
     shard.run(stop).await;

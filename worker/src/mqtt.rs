@@ -4,6 +4,7 @@ pub mod acks;
 pub(crate) mod client;
 pub mod connection;
 pub mod lanes;
+pub mod nap;
 pub mod options;
 mod serving;
 pub mod session;

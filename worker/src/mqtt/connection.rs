@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::client::Client;
+use super::nap;
 use super::options::Options;
 use super::tls;
 use super::wire::{self, Packet};
@@ -197,10 +198,13 @@ impl Connection {
         })
     }
 
-    /// Nobody waits for what comes next: what is read already still does, then reading rests for a moment. A
-    /// broker sends packet by packet, and each would wake this connection.
+    /// Nobody waits for what comes next: what is read already still does, then reading rests for a moment, and
+    /// its thread too. A broker sends packet by packet, and each would wake them.
     pub fn rest(&mut self) {
-        self.rest_until.get_or_insert_with(|| Instant::now() + REST);
+        if self.rest_until.is_none() {
+            self.rest_until = Some(Instant::now() + REST);
+            nap::ask();
+        }
     }
 
     /// The next event. After an error the connection is over and must be dropped. Cancelling is safe
