@@ -32,6 +32,7 @@ mod telemetry_v1;
 mod time;
 mod tree;
 mod value;
+mod word;
 
 pub use compression::Compression;
 pub use content::Claims;

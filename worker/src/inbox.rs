@@ -1,10 +1,11 @@
 //! Deliveries in hand that no writer has taken yet. Tenants take turns, so that one noisy tenant
 //! cannot delay another's rows by more than a batch.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use hashbrown::HashMap;
 use tokio::sync::Notify;
 
 use crate::delivery::Delivery;

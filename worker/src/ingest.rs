@@ -3,6 +3,7 @@
 //! Batches are driven by commits: a free writer takes what is there. It lingers only while the
 //! broker may still send more before it gets an acknowledgement.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -219,10 +220,13 @@ impl Ingest {
         }
         latency.flush();
 
-        let mut items = Tally::default();
+        let (mut items, mut types) = (Tally::default(), BTreeMap::new());
         for (_, tally) in &batch.deliveries {
             items += *tally;
-            metrics.messages.with_label_values(&[message_type(tally)]).inc();
+            *types.entry(message_type(tally)).or_default() += 1;
+        }
+        for (message_type, count) in types {
+            metrics.messages.with_label_values(&[message_type]).inc_by(count);
         }
         for (kind, count) in items.by_kind() {
             metrics.items.with_label_values(&[kind]).inc_by(count);

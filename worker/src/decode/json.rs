@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use super::MAX_NAME;
 use super::reject::{Reason, Reject};
+use super::word::Word;
 
 /// Deepest nesting of a stored document.
 const MAX_DEPTH: usize = 32;
@@ -48,8 +49,8 @@ pub fn string<'a>(raw: Raw<'a>) -> Option<Cow<'a, str>> {
 }
 
 /// A name, id or type: text that is not empty and not long.
-pub fn name<'a>(raw: Raw<'a>, field: &str) -> Result<Cow<'a, str>, Reject> {
-    let text = text(raw, field, MAX_NAME)?;
+pub fn name<'a>(word: impl Into<Word<'a>>, field: &str) -> Result<Cow<'a, str>, Reject> {
+    let text = text(word, field, MAX_NAME)?;
     if text.is_empty() || text.chars().any(char::is_control) {
         return Err(Reject::whole(
             Reason::InvalidField,
@@ -60,9 +61,10 @@ pub fn name<'a>(raw: Raw<'a>, field: &str) -> Result<Cow<'a, str>, Reject> {
 }
 
 /// Text of at most so many bytes, without NUL.
-pub fn text<'a>(raw: Raw<'a>, field: &str, max: usize) -> Result<Cow<'a, str>, Reject> {
-    let text = string(raw)
-        .ok_or_else(|| Reject::whole(Reason::InvalidField, &format!("'{field}' is missing or no string")))?;
+pub fn text<'a>(word: impl Into<Word<'a>>, field: &str, max: usize) -> Result<Cow<'a, str>, Reject> {
+    let Word::Text(text) = word.into() else {
+        return Err(Reject::whole(Reason::InvalidField, &format!("'{field}' is missing or no string")));
+    };
     if text.len() > max {
         return Err(Reject::whole(
             Reason::TooLong,

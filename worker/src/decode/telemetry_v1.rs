@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use super::json::{self, Raw};
 use super::reject::{Reason, Reject};
 use super::value::{self, MAX_TEXT};
+use super::word::Word;
 use super::{Content, Message, Metadata, Micros, Sample, Value, time};
 
 #[derive(Deserialize)]
@@ -23,14 +24,14 @@ struct Document<'a, P> {
 
 #[derive(Deserialize)]
 struct Point<'a> {
-    #[serde(borrow)]
-    name: Raw<'a>,
-    #[serde(borrow)]
-    t: Raw<'a>,
+    #[serde(borrow, default)]
+    name: Word<'a>,
+    #[serde(borrow, default)]
+    t: Word<'a>,
     #[serde(borrow)]
     v: Raw<'a>,
-    #[serde(borrow)]
-    u: Raw<'a>,
+    #[serde(borrow, default)]
+    u: Word<'a>,
 }
 
 pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<(), Reject> {
@@ -56,7 +57,7 @@ fn read<'a, P>(
     }
     content.samples.reserve(points.len());
     for (part, found) in (0u32..).zip(points) {
-        content.add(part, point(found).and_then(|point| sample(part, ts, &point)));
+        content.add(part, point(found).and_then(|point| sample(part, ts, point)));
     }
     if let Some(meta) = document.meta.filter(|_| !json::is_null(document.meta)) {
         match metadata(ts, meta) {
@@ -87,18 +88,17 @@ fn ts(message: &Message<'_>, raw: Raw<'_>) -> Result<Micros, Reject> {
     }
 }
 
-fn sample<'a>(part: u32, ts: Micros, point: &Point<'a>) -> Result<Sample<'a>, Reject> {
+fn sample<'a>(part: u32, ts: Micros, point: Point<'a>) -> Result<Sample<'a>, Reject> {
     let name = json::name(point.name, "name")?;
     let unit = value::unit(point.u, "u")?;
     Ok(Sample { part, point: name, ts, value: typed(point.t, point.v)?, unit, quality: 0 })
 }
 
 /// The value, if it is of its declared type.
-fn typed<'a>(declared: Raw<'a>, raw: Raw<'a>) -> Result<Value<'a>, Reject> {
+fn typed<'a>(declared: Word<'a>, raw: Raw<'a>) -> Result<Value<'a>, Reject> {
     let declared = match declared {
-        Some(_) if json::is_null(declared) => Cow::Borrowed("num"),
-        Some(_) => json::text(declared, "t", 16)?,
-        None => Cow::Borrowed("num"),
+        Word::Nothing => Cow::Borrowed("num"),
+        declared => json::text(declared, "t", 16)?,
     };
     let wrong =
         |what: &str| Reject::whole(Reason::InvalidValue, &format!("'v' {what} (its 't' is {declared})"));

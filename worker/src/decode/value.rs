@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 
 use super::json::{self, Raw};
 use super::reject::{Reason, Reject};
+use super::word::Word;
 use super::{MAX_NAME, Value};
 
 /// Longest text value, in bytes.
@@ -45,8 +46,11 @@ pub fn bit(raw: Raw<'_>, field: &str) -> Result<bool, Reject> {
 }
 
 /// A unit, where there is one.
-pub fn unit<'a>(raw: Raw<'a>, field: &str) -> Result<Option<Cow<'a, str>>, Reject> {
-    if json::is_null(raw) { Ok(None) } else { json::text(raw, field, MAX_UNIT).map(Some) }
+pub fn unit<'a>(word: impl Into<Word<'a>>, field: &str) -> Result<Option<Cow<'a, str>>, Reject> {
+    match word.into() {
+        Word::Nothing => Ok(None),
+        word => json::text(word, field, MAX_UNIT).map(Some),
+    }
 }
 
 /// A name that did not come as a JSON string: not empty, not long, without control characters.

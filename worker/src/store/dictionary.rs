@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
+use compact_str::CompactString;
 use hashbrown::HashMap;
 use sqlx::{Connection, PgConnection, PgPool, Row};
 
@@ -82,18 +83,18 @@ struct Allowed {
 
 #[derive(Debug, Default)]
 struct Cache {
-    devices: HashMap<DeviceKey, i32>,
-    series: HashMap<i32, HashMap<Box<str>, Series>>,
-    series_len: usize,
+    devices: HashMap<DeviceKey, Device>,
+    series: usize,
     /// Tenants at their cap, and until when they are not asked about again.
     full: HashMap<Box<str>, Instant>,
 }
 
+// A lookup is as fast as the memory that it touches: short names stand in the maps themselves.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct DeviceKey {
-    tenant: Box<str>,
-    site: Box<str>,
-    device: Box<str>,
+    tenant: CompactString,
+    site: CompactString,
+    device: CompactString,
 }
 
 impl hashbrown::Equivalent<DeviceKey> for Source<'_> {
@@ -103,9 +104,15 @@ impl hashbrown::Equivalent<DeviceKey> for Source<'_> {
 }
 
 #[derive(Debug)]
+struct Device {
+    id: i32,
+    series: HashMap<CompactString, Series>,
+}
+
+#[derive(Debug)]
 struct Series {
     id: i32,
-    unit: Option<Box<str>>,
+    unit: Option<CompactString>,
 }
 
 /// What is cached. Nothing is added while this is held.
@@ -115,19 +122,19 @@ pub struct Known<'a>(RwLockReadGuard<'a, Cache>);
 impl Known<'_> {
     /// The device's id, and its series.
     pub fn device(&self, source: &Source<'_>) -> Option<(i32, OfDevice<'_>)> {
-        let id = *self.0.devices.get(source)?;
-        Some((id, OfDevice(self.0.series.get(&id))))
+        let device = self.0.devices.get(source)?;
+        Some((device.id, OfDevice(&device.series)))
     }
 }
 
 /// The cached series of a device.
 #[derive(Debug, Clone, Copy)]
-pub struct OfDevice<'a>(Option<&'a HashMap<Box<str>, Series>>);
+pub struct OfDevice<'a>(&'a HashMap<CompactString, Series>);
 
 impl OfDevice<'_> {
     /// The series' id, if it is cached with this unit. A sample without a unit has the series' own.
     pub fn series(self, point: &str, unit: Option<&str>) -> Option<i32> {
-        let series = self.0?.get(point)?;
+        let series = self.0.get(point)?;
         (unit.is_none() || series.unit.as_deref() == unit).then_some(series.id)
     }
 }
@@ -181,7 +188,7 @@ impl Dictionary {
 
     /// Series in the cache.
     pub fn cached(&self) -> usize {
-        self.read().series_len
+        self.read().series
     }
 
     /// Reads the newest series into the cache. Returns how many.
@@ -197,8 +204,9 @@ impl Dictionary {
         let mut cache = self.write();
         for row in &rows {
             let source = Source { tenant: row.try_get(0)?, site: row.try_get(1)?, device: row.try_get(2)? };
-            cache.put_device(&source, row.try_get(3)?);
-            cache.put_series(row.try_get(3)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+            let device = cache.device(&source, row.try_get(3)?);
+            let is_new = device.put(row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+            cache.series += usize::from(is_new);
         }
         Ok(rows.len())
     }
@@ -251,13 +259,14 @@ impl Dictionary {
         for key in keys {
             let Some(device_id) = device_of(key) else { continue };
             let source = Source { tenant, site: &key.site, device: &key.device };
-            cache.put_device(&source, device_id);
+            let device = cache.device(&source, device_id);
             let Some(point) = &key.point else {
                 verdicts.insert(key, Verdict::Known(device_id));
                 continue;
             };
             if let Some((id, unit)) = series.get(&(device_id, point.clone())) {
-                cache.put_series(device_id, point, unit.as_deref(), *id);
+                let is_new = device.put(point, unit.as_deref(), *id);
+                cache.series += usize::from(is_new);
                 verdicts.insert(key, Verdict::Known(*id));
             } else if later.contains(&(device_id, point.clone())) {
                 *late += 1;
@@ -277,21 +286,21 @@ impl Dictionary {
 }
 
 impl Cache {
-    fn put_device(&mut self, source: &Source<'_>, id: i32) {
-        if !self.devices.contains_key(source) {
-            let key = DeviceKey {
-                tenant: source.tenant.into(),
-                site: source.site.into(),
-                device: source.device.into(),
-            };
-            self.devices.insert(key, id);
-        }
+    fn device(&mut self, source: &Source<'_>, id: i32) -> &mut Device {
+        self.devices.entry(source.into()).or_insert_with(|| Device { id, series: HashMap::new() })
     }
+}
 
-    fn put_series(&mut self, device: i32, point: &str, unit: Option<&str>, id: i32) {
-        let series = Series { id, unit: unit.map(Into::into) };
-        if self.series.entry(device).or_default().insert(point.into(), series).is_none() {
-            self.series_len += 1;
-        }
+impl From<&Source<'_>> for DeviceKey {
+    fn from(source: &Source<'_>) -> Self {
+        let Source { tenant, site, device } = *source;
+        Self { tenant: tenant.into(), site: site.into(), device: device.into() }
+    }
+}
+
+impl Device {
+    /// Whether the series was not there before.
+    fn put(&mut self, point: &str, unit: Option<&str>, id: i32) -> bool {
+        self.series.insert(point.into(), Series { id, unit: unit.map(Into::into) }).is_none()
     }
 }
