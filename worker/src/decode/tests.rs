@@ -248,7 +248,7 @@ proptest! {
         prop_assert_eq!(parts, (0..points.len() as u32).collect::<Vec<_>>());
         for sample in &content.samples {
             let source = &points[sample.part as usize];
-            prop_assert_eq!(matches!(sample.value, Value::Num(_)), source.contains(r#""num""#) || source.contains(r#""float""#));
+            prop_assert_eq!(matches!(sample.value, Value::Num(_)), source.contains(r#""t":"num""#) || source.contains(r#""t":"float""#));
             prop_assert_eq!(matches!(sample.value, Value::Bool(_)), source.contains(r#""t":"bool""#));
         }
     }
