@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::{Bytes, BytesMut};
-use rumqttc::mqttbytes::v4::{Connect, Disconnect, Packet, Publish};
+use rumqttc::mqttbytes::v4::{Connect, Disconnect, Packet, Publish, Subscribe};
 use rumqttc::mqttbytes::{Error as CodecError, QoS};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -184,6 +184,29 @@ pub async fn has_session(address: &str, client_id: &str) -> Result<bool> {
         connect(address, client_id, true).await?;
     }
     Ok(present)
+}
+
+/// Subscribes in the session of the client id, and leaves it to the broker.
+pub async fn subscribe(address: &str, client_id: &str, filter: &str) -> Result<()> {
+    let (mut stream, _) = connect(address, client_id, false).await?;
+    let mut buffer = BytesMut::new();
+    let mut subscribe = Subscribe::new(filter, QoS::AtLeastOnce);
+    subscribe.pkid = 1;
+    subscribe.write(&mut buffer)?;
+    stream.write_all_buf(&mut buffer).await?;
+    tokio::time::timeout(Duration::from_secs(5), async {
+        loop {
+            match Packet::read(&mut buffer, MAX_PACKET) {
+                Ok(Packet::SubAck(_)) => return Ok(()),
+                Ok(_) => {}
+                Err(CodecError::InsufficientBytes(_)) => {
+                    anyhow::ensure!(stream.read_buf(&mut buffer).await? > 0, "closed");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    })
+    .await?
 }
 
 fn encode(waiting: &InFlight, dup: bool, output: &mut BytesMut) -> Result<()> {

@@ -33,6 +33,11 @@ pub(crate) fn marker(options: &Options) -> Marker {
     Marker { topic: format!("{RETIRE_TOPIC}{}", options.client_id), seen: watch::Sender::new(None) }
 }
 
+/// Whether the topic is that of the marker of the session with this client id.
+pub(crate) fn is_marker(topic: &[u8], client_id: &str) -> bool {
+    topic.strip_prefix(RETIRE_TOPIC.as_bytes()) == Some(client_id.as_bytes())
+}
+
 /// How long the database has at first.
 const DATABASE_PATIENCE: Duration = Duration::from_mins(1);
 /// Filters that are unsubscribed although nothing tells that they are subscribed.

@@ -10,7 +10,7 @@ use super::load::Load;
 use crate::bed::{Bed, require_identities};
 use crate::compare::compare;
 use crate::fleet::{Fleet, at};
-use crate::publisher::{self, Progress};
+use crate::publisher::{self, Outgoing, Progress};
 use crate::scenario;
 use crate::suite::Scenario;
 use crate::wait::until_async;
@@ -24,6 +24,7 @@ pub fn all() -> Vec<Scenario> {
         scenario!(a_stopping_worker_serves_until_its_successor_has_taken_over),
         scenario!(a_retired_shard_has_no_session_and_lost_nothing_of_a_full_queue),
         scenario!(a_shard_is_retired_from_under_a_running_worker),
+        scenario!(a_marker_that_a_retire_left_behind_is_no_delivery),
         scenario!(a_worker_that_outlives_the_end_of_its_shard_begins_nothing_anew),
         scenario!(a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not),
     ]
@@ -119,6 +120,22 @@ async fn a_shard_is_retired_from_under_a_running_worker(bed: &mut Bed) -> Result
     ensure!(good, "retire: {said}");
     compare(&bed.database.admin_url, &ledger, fleet.points).await?.require_exact()?;
     require_retired(bed).await
+}
+
+/// As where a shard was to end and is to go on after all: its retire ended between marker and proof.
+async fn a_marker_that_a_retire_left_behind_is_no_delivery(bed: &mut Bed) -> Result<()> {
+    let topic = format!("penstock/retire/{}", bed.client_id());
+    // First: what is queued would come behind CONNACK.
+    publisher::subscribe(&bed.address, &bed.client_id(), &topic).await?;
+    let (fleet, ledger) = queue(bed, 1000).await?;
+    let marker = Outgoing { topic, payload: "77cf3b40-f2bd-43c1-8301-bc72e31578c1".into(), qos: 1 };
+    publisher::publish_all(&bed.address, vec![marker]).await?;
+    let one = bed.start("one", &[])?;
+    one.ready().await?;
+    let all = ledger.len() as f64;
+    one.metric("all is committed", LONG, move |m| m.get("ingest_committed_total") >= all).await?;
+    require_identities(&one.idle().await?)?;
+    compare(&bed.database.admin_url, &ledger, fleet.points).await?.require_exact()
 }
 
 /// As a kubelet does it: readers see the old file or the new one.

@@ -12,6 +12,7 @@ use super::options::Options;
 use super::session::{Order, Session, Shared};
 use crate::decode;
 use crate::delivery::{Delivery, InHand};
+use crate::retire;
 use crate::tenure::Tenure;
 
 /// What a delivery costs beside its bytes.
@@ -287,14 +288,15 @@ impl<'a> Serving<'a> {
             // Not taken in: the broker keeps it.
             return Ok(());
         }
-        if let Some(marker) =
-            session.marker.as_ref().filter(|marker| publish.topic == marker.topic.as_bytes())
-        {
+        // Also one of a retire that was called off: its marker may be queued still, and is no device's message.
+        if retire::is_marker(&publish.topic, &options.client_id) {
             if !qos0 {
                 let (seq, _) = session.lane().acks.push(publish.packet_id, Instant::now());
                 session.lane().acks.commit(std::iter::once((*epoch, seq)));
             }
-            marker.seen.send_replace(Some(String::from_utf8_lossy(&publish.payload).into_owned()));
+            if let Some(marker) = &session.marker {
+                marker.seen.send_replace(Some(String::from_utf8_lossy(&publish.payload).into_owned()));
+            }
             return Ok(());
         }
         let cost =
