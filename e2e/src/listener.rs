@@ -65,7 +65,8 @@ fn lock(heard: &Heard) -> MutexGuard<'_, Vec<(String, Bytes)>> {
     heard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn next(stream: &mut TcpStream, input: &mut BytesMut) -> Result<Packet> {
+/// The next packet from the broker.
+pub async fn next(stream: &mut TcpStream, input: &mut BytesMut) -> Result<Packet> {
     loop {
         match Packet::read(input, MAX_PACKET) {
             Err(CodecError::InsufficientBytes(_)) => {}

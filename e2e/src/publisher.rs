@@ -13,7 +13,11 @@ use rumqttc::mqttbytes::{Error as CodecError, QoS};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::listener::next;
+
 const MAX_PACKET: usize = 300_000_000;
+/// How long CONNACK and SUBACK may take.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// A message to publish.
 #[derive(Debug, Clone)]
@@ -159,19 +163,7 @@ async fn connect(address: &str, client_id: &str, clean_session: bool) -> Result<
     connect.write(&mut buffer)?;
     stream.write_all_buf(&mut buffer).await?;
     let mut input = BytesMut::new();
-    let answer = tokio::time::timeout(Duration::from_secs(5), async {
-        loop {
-            if stream.read_buf(&mut input).await? == 0 {
-                bail!("closed");
-            }
-            match Packet::read(&mut input, MAX_PACKET) {
-                Err(CodecError::InsufficientBytes(_)) => {}
-                packet => return Ok(packet?),
-            }
-        }
-    })
-    .await??;
-    match answer {
+    match tokio::time::timeout(ANSWER, next(&mut stream, &mut input)).await?? {
         Packet::ConnAck(ack) => Ok((stream, ack.session_present)),
         other => bail!("no CONNACK but {other:?}"),
     }
@@ -194,17 +186,9 @@ pub async fn subscribe(address: &str, client_id: &str, filter: &str) -> Result<(
     subscribe.pkid = 1;
     subscribe.write(&mut buffer)?;
     stream.write_all_buf(&mut buffer).await?;
-    tokio::time::timeout(Duration::from_secs(5), async {
-        loop {
-            match Packet::read(&mut buffer, MAX_PACKET) {
-                Ok(Packet::SubAck(_)) => return Ok(()),
-                Ok(_) => {}
-                Err(CodecError::InsufficientBytes(_)) => {
-                    anyhow::ensure!(stream.read_buf(&mut buffer).await? > 0, "closed");
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+    tokio::time::timeout(ANSWER, async {
+        while !matches!(next(&mut stream, &mut buffer).await?, Packet::SubAck(_)) {}
+        Ok(())
     })
     .await?
 }

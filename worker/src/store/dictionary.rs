@@ -204,9 +204,7 @@ impl Dictionary {
         let mut cache = self.write();
         for row in &rows {
             let source = Source { tenant: row.try_get(0)?, site: row.try_get(1)?, device: row.try_get(2)? };
-            let device = cache.device(&source, row.try_get(3)?);
-            let is_new = device.put(row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
-            cache.series += usize::from(is_new);
+            cache.put_series(&source, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
         }
         Ok(rows.len())
     }
@@ -259,14 +257,13 @@ impl Dictionary {
         for key in keys {
             let Some(device_id) = device_of(key) else { continue };
             let source = Source { tenant, site: &key.site, device: &key.device };
-            let device = cache.device(&source, device_id);
+            cache.device(&source, device_id);
             let Some(point) = &key.point else {
                 verdicts.insert(key, Verdict::Known(device_id));
                 continue;
             };
             if let Some((id, unit)) = series.get(&(device_id, point.clone())) {
-                let is_new = device.put(point, unit.as_deref(), *id);
-                cache.series += usize::from(is_new);
+                cache.put_series(&source, device_id, point, unit.as_deref(), *id);
                 verdicts.insert(key, Verdict::Known(*id));
             } else if later.contains(&(device_id, point.clone())) {
                 *late += 1;
@@ -289,18 +286,18 @@ impl Cache {
     fn device(&mut self, source: &Source<'_>, id: i32) -> &mut Device {
         self.devices.entry(source.into()).or_insert_with(|| Device { id, series: HashMap::new() })
     }
+
+    fn put_series(&mut self, source: &Source<'_>, device: i32, point: &str, unit: Option<&str>, id: i32) {
+        let series = Series { id, unit: unit.map(Into::into) };
+        if self.device(source, device).series.insert(point.into(), series).is_none() {
+            self.series += 1;
+        }
+    }
 }
 
 impl From<&Source<'_>> for DeviceKey {
     fn from(source: &Source<'_>) -> Self {
         let Source { tenant, site, device } = *source;
         Self { tenant: tenant.into(), site: site.into(), device: device.into() }
-    }
-}
-
-impl Device {
-    /// Whether the series was not there before.
-    fn put(&mut self, point: &str, unit: Option<&str>, id: i32) -> bool {
-        self.series.insert(point.into(), Series { id, unit: unit.map(Into::into) }).is_none()
     }
 }
