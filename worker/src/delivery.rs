@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use compact_str::CompactString;
 use opentelemetry::trace::SpanContext;
 use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
@@ -21,7 +22,7 @@ pub struct Delivery {
     /// Its place among the acknowledgements of that epoch; `None` at QoS 0, which has none.
     pub seq: Option<u64>,
     /// The topic's tenant, where the topic fits the layout.
-    pub tenant: Option<Box<str>>,
+    pub tenant: Option<CompactString>,
     /// The topic's bytes.
     pub topic: Bytes,
     /// The payload's bytes.

@@ -119,7 +119,7 @@ impl Draft {
         dictionary: &Dictionary,
     ) {
         let known = dictionary.known();
-        let (device, of_device) = known.device(&source).unzip();
+        let (device, mut of_device) = known.device(&source).unzip();
         for sample in content.samples {
             let value = match sample.value {
                 Value::Num(number) => RowValue::Num(number),
@@ -132,7 +132,7 @@ impl Draft {
                 }
             };
             let unit = sample.unit.as_deref();
-            let series = of_device.and_then(|of_device| of_device.series(&sample.point, unit));
+            let series = of_device.as_mut().and_then(|of_device| of_device.series(&sample.point, unit));
             let row = SampleRow {
                 series_id: series.unwrap_or_default(),
                 ts: sample.ts,
