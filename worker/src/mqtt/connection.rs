@@ -201,8 +201,11 @@ impl Connection {
     /// Nobody waits for what comes next: what is read already still does, then reading rests for a moment, and
     /// its thread too. A broker sends packet by packet, and each would wake them.
     pub fn rest(&mut self) {
-        self.rest_until.get_or_insert_with(|| Instant::now() + REST);
-        nap::ask();
+        // Once for each rest: the thread may wait for something else before the rest is over.
+        if self.rest_until.is_none() {
+            self.rest_until = Some(Instant::now() + REST);
+            nap::ask();
+        }
     }
 
     /// The next event. After an error the connection is over and must be dropped. Cancelling is safe

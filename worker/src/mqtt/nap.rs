@@ -16,6 +16,11 @@ pub(super) fn ask() {
     ASKED.set(true);
 }
 
+#[cfg(test)]
+pub(super) fn is_asked() -> bool {
+    ASKED.get()
+}
+
 /// To be called when this thread has nothing else to do: sleeps if it was asked to.
 pub fn take() {
     if ASKED.take() {
@@ -32,12 +37,12 @@ mod tests {
     #[test]
     fn a_thread_sleeps_once_for_all_that_asked() {
         take();
-        assert!(!ASKED.get());
+        assert!(!is_asked());
         ask();
         ask();
         let start = Instant::now();
         take();
         assert!(start.elapsed() >= NAP);
-        assert!(!ASKED.get(), "it would sleep again");
+        assert!(!is_asked(), "it would sleep again");
     }
 }

@@ -131,6 +131,16 @@ async fn reading_rests_when_it_may_and_acknowledgements_do_not() {
 }
 
 #[tokio::test]
+async fn a_thread_that_waits_for_something_else_in_a_rest_sleeps_once() {
+    let (_, mut connection, _broker) = connected(Protocol::V311, CONNACK_V311).await;
+    connection.rest();
+    assert!(nap::is_asked());
+    nap::take();
+    connection.rest();
+    assert!(!nap::is_asked());
+}
+
+#[tokio::test]
 async fn a_broker_says_why_it_ends_or_refuses_a_connection() {
     // With no properties, and without saying that there are none, as Mosquitto does.
     for taken_over in [&[0xe0, 2, 0x8e, 0][..], &[0xe0, 1, 0x8e]] {
