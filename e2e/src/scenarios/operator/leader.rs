@@ -198,18 +198,11 @@ fn reigns(cluster: &Cluster, from: usize) -> Result<Vec<Reign>> {
 
 async fn a_leader_is_killed_in_the_middle_of_a_scale_and_another_finishes_it(bed: &mut Bed) -> Result<()> {
     let moving = Moving::start(bed, "A leader is killed in the middle of a scale").await?;
-    moving.run.plant.crash(SYSTEM, &moving.leader)?;
+    let (cluster, old) = (moving.run.plant.cluster.clone(), moving.leader.clone());
+    moving.run.plant.crash(SYSTEM, &old)?;
     // The pod goes as well: started again in it, the operator may be the first to see the lease expire.
-    moving.run.plant.cluster.kubectl(&[
-        "delete",
-        "pod",
-        "-n",
-        SYSTEM,
-        &moving.leader,
-        "--force",
-        "--wait=false",
-    ])?;
-    let (old, new) = (moving.leader.clone(), moving.taken_over().await?);
+    cluster.kubectl(&["delete", "pod", &old, "-n", SYSTEM, "--force", "--wait=false"])?;
+    let new = moving.taken_over().await?;
     two_reigns(&moving.finish(bed, "5-leader-killed").await?, &old, &new)
 }
 
