@@ -334,7 +334,7 @@ impl Decoder {
         if reading.may_be_cbor(kind) && senml::is_cbor(input.payload) {
             senml::decode_cbor(&message(""), &mut content)?;
         } else {
-            let text = simdutf8::compat::from_utf8(input.payload).map_err(|error| {
+            let text = std::str::from_utf8(input.payload).map_err(|error| {
                 Reject::whole(Reason::InvalidEncoding, &format!("the payload is not UTF-8: {error}"))
             })?;
             reading.decode(kind, &message(text), &mut content)?;
