@@ -143,24 +143,22 @@ impl Cluster {
         Ok(())
     }
 
-    /// Until all nodes are ready and pods can be made.
+    /// Until all nodes take pods and pods can be made.
     fn wait(&self, nodes: usize) -> Result<()> {
         until_blocking("the API server answers", PATIENCE, || folder().join(control_plane::READY).exists())?;
-        until_blocking("all nodes are ready", PATIENCE, || {
-            self.ready_nodes().is_ok_and(|ready| ready == nodes)
+        until_blocking("all nodes take pods", PATIENCE, || {
+            self.nodes_that_take_pods().is_ok_and(|count| count == nodes)
         })?;
         until_blocking("the namespace default has its ServiceAccount", PATIENCE, || {
             self.kubectl(&["get", "serviceaccount", "default", "-n", "default"]).is_ok()
         })
     }
 
-    fn ready_nodes(&self) -> Result<usize> {
-        let path = r#"jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}"#;
-        Ok(self
-            .kubectl(&["get", "nodes", "-o", path])?
-            .split_whitespace()
-            .filter(|status| *status == "True")
-            .count())
+    /// How many nodes are ready and without a taint. One that was away keeps its taint for a while after it
+    /// is ready, and gets no pods.
+    pub fn nodes_that_take_pods(&self) -> Result<usize> {
+        let path = r#"jsonpath={range .items[*]}{.spec.taints}{.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}"#;
+        Ok(self.kubectl(&["get", "nodes", "-o", path])?.lines().filter(|node| *node == "True").count())
     }
 
     /// Lets it outlive this process.

@@ -100,13 +100,21 @@ async fn workers_go_on_while_the_api_server_is_away_for_a_minute_under_load(bed:
     run.finish(bed, "6-no-api-server").await
 }
 
-fn is_ready(cluster: &Cluster, node: &str) -> Result<bool> {
-    let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
-    Ok(cluster.kubectl(&["get", "node", node, "-o", path])? == "True")
+/// Waits until so many of the two nodes take pods.
+async fn nodes_take_pods(cluster: &Cluster, nodes: usize) -> Result<()> {
+    until_async(&format!("{nodes} nodes take pods"), PATIENCE, || async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        cluster.nodes_that_take_pods().is_ok_and(|count| count == nodes)
+    })
+    .await
+    .with_context(|| cluster.logs())
 }
 
 async fn shards_of_a_node_that_dies_come_back_on_the_other_under_load(bed: &mut Bed) -> Result<()> {
     let plant = Plant::new(bed).await?;
+    let cluster = bed.cluster()?;
+    // One may still be tainted since the API server was away.
+    nodes_take_pods(&cluster, 2).await?;
     plant.start(4).await?;
     let on = |ipl: &serde_json::Value, node: &str| {
         let shards = ipl["status"]["shards"].as_array().into_iter().flatten();
@@ -114,16 +122,11 @@ async fn shards_of_a_node_that_dies_come_back_on_the_other_under_load(bed: &mut 
     };
     let ipl = plant.pipeline().await?;
     ensure!(on(&ipl, "node-1") > 0 && on(&ipl, "node-2") > 0, "all shards are on one node");
-    let cluster = bed.cluster()?;
     let run = Run::start(bed, &plant, "A node dies");
     let mark = run.recorder.mark("node-2 dies");
     cluster.kill_node(2)?;
     let check = async {
-        until_async("it is seen to be NotReady", PATIENCE, || async {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            is_ready(&cluster, "node-2").is_ok_and(|ready| !ready)
-        })
-        .await?;
+        nodes_take_pods(&cluster, 1).await?;
         let (seen, began) = (run.recorder.mark("NotReady"), Instant::now());
         plant
             .until_within("its shards are ready on the other node", BACK, |ipl| {
@@ -140,11 +143,7 @@ async fn shards_of_a_node_that_dies_come_back_on_the_other_under_load(bed: &mut 
     let result = check.await;
     cluster.restart_node(2)?;
     run.recorder.over(mark);
-    until_async("the node is ready again", PATIENCE, || async {
-        is_ready(&cluster, "node-2").is_ok_and(|ready| ready)
-    })
-    .await
-    .with_context(|| cluster.logs())?;
+    nodes_take_pods(&cluster, 2).await?;
     result?;
     // Pods that were never told to stop come back with their node, and go.
     plant.ready(4).await.with_context(|| plant.logs())?;
