@@ -6,6 +6,7 @@ mod stored;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
+use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use futures_util::StreamExt;
@@ -152,7 +153,7 @@ impl Tables {
                 None => _ = self.workers.remove(&place),
             }
         }
-        let Some(stored) = Stored::pack(object) else { return Vec::new() };
+        let stored = Stored::pack(object);
         let mut touched = Vec::new();
         if self.owners.get(&(kind, place.clone())).is_some_and(|before| *before != owner) {
             touched.extend(self.take_out(kind, &place));
@@ -270,15 +271,15 @@ impl Caches {
     }
 
     /// What belongs to one owner, by its label.
-    pub fn of(&self, label: &'static str, namespace: &str, owner: &str) -> Children {
+    pub fn of(&self, label: &'static str, namespace: &str, owner: &str) -> io::Result<Children> {
         let owner = Owner { label, namespace: namespace.to_owned(), value: names::label(owner) };
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-        let Ok(mut decompressor) = Decompressor::new() else { return Children::new() };
+        let mut decompressor = Decompressor::new()?;
         let objects = tables.objects.get(&owner).into_iter().flatten();
         let read = |(key, stored): (&(Kind, String), &Stored)| {
-            Some((key.clone(), Arc::new(stored.unpack(&mut decompressor)?)))
+            Ok((key.clone(), Arc::new(stored.unpack(&mut decompressor)?)))
         };
-        objects.filter_map(read).collect()
+        objects.map(read).collect()
     }
 }
 
@@ -397,10 +398,13 @@ mod tests {
         let mut one = object("one", "p", "7", "x");
         take_in(&tables, Kind::ConfigMap, Event::Apply(one.clone()));
         one.metadata.managed_fields = None;
-        let children = caches.of(names::PIPELINE, "a", "p");
+        let of = |label, namespace| caches.of(label, namespace, "p").unwrap();
+        let children = of(names::PIPELINE, "a");
         assert_eq!(json!(*children[&(Kind::ConfigMap, "one".to_owned())]), json!(one));
-        assert!(
-            caches.of(names::PIPELINE, "b", "p").is_empty() && caches.of(names::STORE, "a", "p").is_empty()
-        );
+        assert!(of(names::PIPELINE, "b").is_empty() && of(names::STORE, "a").is_empty());
+        for stored in tables.write().unwrap().objects.values_mut().flat_map(BTreeMap::values_mut) {
+            stored.packed = Box::default();
+        }
+        assert!(caches.of(names::PIPELINE, "a", "p").is_err(), "what cannot be read is not left out");
     }
 }

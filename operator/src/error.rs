@@ -14,6 +14,9 @@ pub enum Error {
     /// The object is there, and not ours.
     #[error("{kind} {name} exists and does not belong to this object; delete or rename it", kind = .0.as_str(), name = .1)]
     Foreign(Kind, String),
+    /// A child is there, and what is kept of it cannot be read: without it the others would be planned wrong.
+    #[error("an object that is kept cannot be read: {0}; a restart of the operator reads all anew")]
+    Unreadable(std::io::Error),
 }
 
 impl From<kube::Error> for Error {
@@ -24,8 +27,8 @@ impl From<kube::Error> for Error {
 
 impl Error {
     /// All words of [`Error::reason`].
-    pub const REASONS: [&str; 5] =
-        ["api_conflict", "api_forbidden", "api_refused", "api_away", "foreign_object"];
+    pub const REASONS: [&str; 6] =
+        ["api_conflict", "api_forbidden", "api_refused", "api_away", "foreign_object", "cache_unreadable"];
 
     /// One bounded word: of the condition, the metric and the log.
     pub fn reason(&self) -> &'static str {
@@ -38,6 +41,7 @@ impl Error {
             },
             Self::Changed(..) => "api_conflict",
             Self::Foreign(..) => "foreign_object",
+            Self::Unreadable(_) => "cache_unreadable",
         }
     }
 }

@@ -60,15 +60,16 @@ pub struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(pipeline: &'a IngestPipeline, ctx: &Context) -> Self {
+    fn new(pipeline: &'a IngestPipeline, ctx: &Context) -> Result<Self, Error> {
         let owner = Owner::of(pipeline);
-        let children = ctx.caches.of(names::PIPELINE, &owner.namespace, &owner.name);
+        let children =
+            ctx.caches.of(names::PIPELINE, &owner.namespace, &owner.name).map_err(Error::Unreadable)?;
         let shards = observe::shards(&owner.name, &children, &ctx.reports);
         let text = plan_data(&children, &owner.name, files::PLAN);
         let stored_plan = text.and_then(|text| serde_json::from_str(text).ok());
         let seconds = now().0.as_second();
         let scaling = scaling::decide(&ctx.memories, pipeline, stored_plan.as_ref(), &shards, seconds);
-        Self { pipeline, owner, children, shards, stored_plan, scaling }
+        Ok(Self { pipeline, owner, children, shards, stored_plan, scaling })
     }
 
     /// Shards that are asked for: by the autoscaler, else by the spec.
@@ -108,7 +109,7 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
     if pipeline.annotations().get(names::PAUSED).is_some_and(|paused| paused == "true") {
         return Ok(Action::await_change());
     }
-    let work = Work::new(&pipeline, &ctx);
+    let work = Work::new(&pipeline, &ctx)?;
     if pipeline.metadata.deletion_timestamp.is_some() {
         return ending::reconcile(&work, &ctx).await;
     }

@@ -37,7 +37,7 @@ pub async fn reconcile(store: Arc<TelemetryStore>, ctx: Shared) -> Result<Action
         return Ok(Action::await_change());
     }
     let owner = Owner::of(&*store);
-    let children = ctx.caches.of(names::STORE, &owner.namespace, &owner.name);
+    let children = ctx.caches.of(names::STORE, &owner.namespace, &owner.name).map_err(Error::Unreadable)?;
     let before = store.status.clone().unwrap_or_default();
     let mut next = before.clone();
     next.observed_generation = store.metadata.generation;

@@ -1,5 +1,7 @@
 //! How a cache keeps an object: as text that is compressed, which takes a small part of the memory of a tree.
 
+use std::io;
+
 use kube::api::DynamicObject;
 use zstd::bulk::Decompressor;
 
@@ -18,19 +20,19 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// None if it cannot be written as text.
-    pub fn pack(mut object: DynamicObject) -> Option<Self> {
+    /// One that cannot be packed is kept as nothing, so that who reads it gets the error.
+    pub fn pack(mut object: DynamicObject) -> Self {
         let version = object.metadata.resource_version.take();
-        let text = serde_json::to_vec(&object).ok()?;
-        let packed = zstd::bulk::compress(&text, FASTEST).ok()?;
-        Some(Self { version, packed: packed.into(), length: text.len() })
+        let text = serde_json::to_vec(&object).unwrap_or_default();
+        let packed = zstd::bulk::compress(&text, FASTEST).unwrap_or_default();
+        Self { version, packed: packed.into(), length: text.len() }
     }
 
     /// The object, with its version.
-    pub fn unpack(&self, decompressor: &mut Decompressor<'_>) -> Option<DynamicObject> {
-        let text = decompressor.decompress(&self.packed, self.length).ok()?;
-        let mut object: DynamicObject = serde_json::from_slice(&text).ok()?;
+    pub fn unpack(&self, decompressor: &mut Decompressor<'_>) -> io::Result<DynamicObject> {
+        let text = decompressor.decompress(&self.packed, self.length)?;
+        let mut object: DynamicObject = serde_json::from_slice(&text)?;
         object.metadata.resource_version.clone_from(&self.version);
-        Some(object)
+        Ok(object)
     }
 }
