@@ -33,6 +33,14 @@ pub struct Cost {
     pub publishers: f64,
 }
 
+impl Cost {
+    /// Of all parts.
+    pub fn total(&self) -> f64 {
+        let Self { worker, broker, database, publishers } = self;
+        worker + broker + database + publishers
+    }
+}
+
 impl Sub for Cost {
     type Output = Self;
 
@@ -72,8 +80,7 @@ impl Rate {
 
     /// How much of the machine all parts together used: 1 is all of its processors.
     pub fn share_of_machine(&self, processors: usize) -> f64 {
-        let Cost { worker, broker, database, publishers } = self.cost;
-        (worker + broker + database + publishers) / (self.seconds * processors as f64)
+        self.cost.total() / (self.seconds * processors as f64)
     }
 
     /// Processor seconds for a million points.

@@ -66,6 +66,11 @@ impl Throughput {
             commit_ms: run.metrics.quantile("ingest_commit_seconds", 0.5) * 1e3,
         }
     }
+
+    /// How much of the time the broker's only thread computes.
+    fn use_of_broker(&self) -> f64 {
+        self.points_a_second * self.cpu_seconds_of_a_million_points.broker / 1e6
+    }
 }
 
 /// At a steady rate.
@@ -190,6 +195,15 @@ impl Report {
              at 10 points a message, per million points: subscriber {:.2}; the worker takes {:.2} times that",
             bare_ten.worker,
             ten.cpu_seconds_of_a_million_points.worker / bare_ten.worker
+        )?;
+        let cost = one.cpu_seconds_of_a_million_points;
+        writeln!(
+            out,
+            "Bound 3, the broker's only thread: {:.2} of it is in use at 10 points a message, {:.2} at 1 point; \
+             with all of it, {:.2} of the machine would be in use at 1 point",
+            ten.use_of_broker(),
+            one.use_of_broker(),
+            cost.total() / (cost.broker * self.processors as f64)
         )?;
         let Latency { messages_a_second, points_of_a_message, p50_ms, p99_ms } = self.latency;
         writeln!(

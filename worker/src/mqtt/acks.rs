@@ -16,6 +16,9 @@ use crate::stopwatch::{Level, Stopwatch};
 /// Windows of brokers that bound them by themselves: 10 to 50. In a larger one half a batch costs the
 /// database more than it gains.
 const SMALL_WINDOW: usize = 64;
+/// A window that has held so many does not limit the rate when its acknowledgements leave a moment later, not
+/// even with a broker far away.
+const WIDE_WINDOW: usize = 256;
 
 /// How often a window must have been filled before it is known that the broker sends no more: a mere peak of
 /// the load is soon exceeded.
@@ -175,6 +178,11 @@ impl Window {
         unacked >= observed
     }
 
+    /// Whether acknowledgements may leave a moment later.
+    pub fn is_wide(&self) -> bool {
+        self.observed >= WIDE_WINDOW
+    }
+
     /// Deliveries that are a batch before the window is full: half of a small window, so that the broker
     /// fills one half while the other is committed.
     pub fn half(&self) -> usize {
@@ -292,6 +300,11 @@ mod tests {
         assert!(both.is_full() && !idle.and(slow).is_full());
         assert_eq!((both.unacked, both.observed, both.epoch, both.half()), (13, 30, 3, 5));
         assert_eq!(Window::of(1, 1000, None, 1).and(idle).half(), usize::MAX);
+    }
+
+    #[test]
+    fn a_window_is_wide_once_it_has_held_many() {
+        assert!(!Window::of(255, 255, None, 1).is_wide() && Window::of(0, 256, None, 1).is_wide());
     }
 
     #[test]

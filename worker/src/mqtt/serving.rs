@@ -18,7 +18,7 @@ use crate::tenure::Tenure;
 /// What a delivery costs beside its bytes.
 const DELIVERY_OVERHEAD: usize = 256;
 /// With so many deliveries that wait for a writer, the next one is in no hurry.
-const PLENTY: usize = 256;
+const PLENTY: usize = 64;
 /// Where Mosquitto tells how many messages it has dropped in all.
 const BROKER_DROPS: &str = "$SYS/broker/publish/messages/dropped";
 /// Refused filters are asked for again this often.
@@ -355,7 +355,7 @@ impl<'a> Serving<'a> {
         if window.is_some_and(|window| window.is_full() || waiting >= window.half()) {
             shared.inbox.wake();
         }
-        if waiting >= PLENTY {
+        if waiting >= PLENTY && window.is_none_or(|window| window.is_wide()) {
             connection.rest();
         }
         Ok(())
