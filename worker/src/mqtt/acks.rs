@@ -16,8 +16,8 @@ use crate::stopwatch::{Level, Stopwatch};
 /// Windows of brokers that bound them by themselves: 10 to 50. In a larger one half a batch costs the
 /// database more than it gains.
 const SMALL_WINDOW: usize = 64;
-/// A window that has held so many does not limit the rate when its acknowledgements leave a moment later, not
-/// even with a broker far away.
+/// Where so many have been unacknowledged, a rest of two milliseconds costs little: such a window limits the rate
+/// only with a broker far away, and then by the rest's part of the round trip.
 const WIDE_WINDOW: usize = 256;
 
 /// How often a window must have been filled before it is known that the broker sends no more: a mere peak of
