@@ -147,18 +147,19 @@ impl Cluster {
     fn wait(&self, nodes: usize) -> Result<()> {
         until_blocking("the API server answers", PATIENCE, || folder().join(control_plane::READY).exists())?;
         until_blocking("all nodes take pods", PATIENCE, || {
-            self.nodes_that_take_pods().is_ok_and(|count| count == nodes)
+            self.nodes_that_take_pods().is_ok_and(|names| names.len() == nodes)
         })?;
         until_blocking("the namespace default has its ServiceAccount", PATIENCE, || {
             self.kubectl(&["get", "serviceaccount", "default", "-n", "default"]).is_ok()
         })
     }
 
-    /// How many nodes are ready and without a taint. One that was away keeps its taint for a while after it
-    /// is ready, and gets no pods.
-    pub fn nodes_that_take_pods(&self) -> Result<usize> {
-        let path = r#"jsonpath={range .items[*]}{.spec.taints}{.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}"#;
-        Ok(self.kubectl(&["get", "nodes", "-o", path])?.lines().filter(|node| *node == "True").count())
+    /// The names of nodes that are ready and without a taint. One that was away keeps its taint for a while
+    /// after it is ready, and gets no pods.
+    pub fn nodes_that_take_pods(&self) -> Result<Vec<String>> {
+        let path = r#"jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].status}{.spec.taints} {.metadata.name}{"\n"}{end}"#;
+        let nodes = self.kubectl(&["get", "nodes", "-o", path])?;
+        Ok(nodes.lines().filter_map(|node| node.strip_prefix("True ")).map(str::to_owned).collect())
     }
 
     /// Lets it outlive this process.

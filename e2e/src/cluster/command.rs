@@ -114,5 +114,5 @@ fn status() -> Result<bool> {
         own_kubeconfig().display(),
         network::HOST
     );
-    Ok(cluster.nodes_that_take_pods()? == cluster.nodes.len())
+    Ok(cluster.nodes_that_take_pods()?.len() == cluster.nodes.len())
 }

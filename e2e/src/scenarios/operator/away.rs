@@ -100,11 +100,11 @@ async fn workers_go_on_while_the_api_server_is_away_for_a_minute_under_load(bed:
     run.finish(bed, "6-no-api-server").await
 }
 
-/// Waits until so many of the two nodes take pods.
-async fn nodes_take_pods(cluster: &Cluster, nodes: usize) -> Result<()> {
-    until_async(&format!("{nodes} nodes take pods"), PATIENCE, || async {
+/// Waits until these nodes take pods, and no others.
+async fn nodes_take_pods(cluster: &Cluster, nodes: &[&str]) -> Result<()> {
+    until_async(&format!("{nodes:?} take pods"), PATIENCE, || async {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        cluster.nodes_that_take_pods().is_ok_and(|count| count == nodes)
+        cluster.nodes_that_take_pods().is_ok_and(|names| names == nodes)
     })
     .await
     .with_context(|| cluster.logs())
@@ -114,7 +114,7 @@ async fn shards_of_a_node_that_dies_come_back_on_the_other_under_load(bed: &mut 
     let plant = Plant::new(bed).await?;
     let cluster = bed.cluster()?;
     // One may still be tainted since the API server was away.
-    nodes_take_pods(&cluster, 2).await?;
+    nodes_take_pods(&cluster, &["node-1", "node-2"]).await?;
     plant.start(4).await?;
     let on = |ipl: &serde_json::Value, node: &str| {
         let shards = ipl["status"]["shards"].as_array().into_iter().flatten();
@@ -126,7 +126,7 @@ async fn shards_of_a_node_that_dies_come_back_on_the_other_under_load(bed: &mut 
     let mark = run.recorder.mark("node-2 dies");
     cluster.kill_node(2)?;
     let check = async {
-        nodes_take_pods(&cluster, 1).await?;
+        nodes_take_pods(&cluster, &["node-1"]).await?;
         let (seen, began) = (run.recorder.mark("NotReady"), Instant::now());
         plant
             .until_within("its shards are ready on the other node", BACK, |ipl| {
@@ -143,7 +143,7 @@ async fn shards_of_a_node_that_dies_come_back_on_the_other_under_load(bed: &mut 
     let result = check.await;
     cluster.restart_node(2)?;
     run.recorder.over(mark);
-    nodes_take_pods(&cluster, 2).await?;
+    nodes_take_pods(&cluster, &["node-1", "node-2"]).await?;
     result?;
     // Pods that were never told to stop come back with their node, and go.
     plant.ready(4).await.with_context(|| plant.logs())?;
