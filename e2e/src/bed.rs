@@ -11,7 +11,7 @@ use sqlx::{Connection, PgConnection};
 use crate::cluster::{self, Cluster};
 use crate::plant;
 use crate::publisher::{self, Outgoing};
-use crate::stack::mosquitto::{Mosquitto, Setup};
+use crate::stack::mosquitto::{Mosquitto, Release, Setup};
 use crate::stack::postgres::{self, Database, Postgres};
 use crate::stack::process::run_in;
 use crate::stack::{self, free_port, install};
@@ -111,14 +111,25 @@ impl Stack {
 
     /// The Debian package of a part of our own, with its version.
     pub fn package_version(&self, package: &str) -> Result<String> {
-        let root = self.root.as_ref().context("no part is our own")?;
-        run_in(root, &["dpkg-query", "-W", "-f", "${Version}", package])
+        package_version(self.root.as_ref().context("no part is our own")?, package)
+    }
+
+    /// The version of this Mosquitto's Debian package.
+    pub fn broker_version(&self, release: Release) -> Result<String> {
+        package_version(&self.broker_root(release)?, "mosquitto")
+    }
+
+    fn broker_root(&self, release: Release) -> Result<PathBuf> {
+        match release {
+            Release::Stable => self.root.clone().context("no part is our own"),
+            Release::Newest => install::newest_broker(),
+        }
     }
 
     /// Why a scenario with these needs cannot run here.
     pub fn lacks(&self, needs: Needs) -> Option<String> {
         let why = if needs.broker && self.external_broker.is_some() {
-            "it stops the broker, and MQTT_URL names one that is not ours"
+            "it needs a broker of its own, and MQTT_URL names one that is not ours"
         } else if needs.server && self.server.is_none() {
             "it stops the database, and DATABASE_URL names one that is not ours"
         } else if needs.helm && !cluster::has_helm() {
@@ -149,7 +160,7 @@ impl Stack {
     }
 
     fn mosquitto(&self, name: &str, setup: &Setup) -> Result<Mosquitto> {
-        let root = self.root.clone().context("a root")?;
+        let root = self.broker_root(setup.release)?;
         Mosquitto::start(root, &format!("/srv/{}/{name}", self.run), free_port()?, setup, true)
     }
 
@@ -183,12 +194,14 @@ impl Stack {
     }
 }
 
+fn package_version(root: &Path, package: &str) -> Result<String> {
+    run_in(root, &["dpkg-query", "-W", "-f", "${Version}", package])
+}
+
 impl Drop for Stack {
     fn drop(&mut self) {
         self.server = None;
-        if let Some(root) = &self.root {
-            postgres::clean(root, &self.run);
-        }
+        install::clean(&self.run);
         // Kept after a failure, for its logs.
         if !std::thread::panicking() {
             let _ = std::fs::remove_dir_all(stack::folder().join(&self.run));

@@ -15,9 +15,9 @@ use anyhow::{Context, Result, ensure};
 
 use self::measure::{Rate, Run};
 use self::report::{Latency, Mark, Report, Throughput, Window, Windows};
-use crate::bed::{Needs, Stack};
+use crate::bed::{Bed, Needs, Stack};
 use crate::source::{Plan, Source};
-use crate::stack::mosquitto::Setup;
+use crate::stack::mosquitto::{Release, Setup};
 
 /// Deliveries that the broker may leave unacknowledged in the throughput runs.
 const RECEIVE_MAXIMUM: u16 = 20_000;
@@ -41,7 +41,7 @@ const ONE_WAY: Duration = Duration::from_millis(1);
 
 /// Measures all, prints it, and writes target/report/bench.json. `part` is one part alone, for
 /// whoever works on it.
-pub async fn run(part: Option<&str>) -> Result<bool> {
+pub async fn run(part: Option<&str>, release: Release) -> Result<bool> {
     crate::suite::build()?;
     if part == Some("operator") {
         return operator::run().await.map(|()| true);
@@ -51,7 +51,9 @@ pub async fn run(part: Option<&str>) -> Result<bool> {
         stack.server_id().is_some() && stack.external_broker.is_none(),
         "the bench measures a broker and a database of its own; unset DATABASE_URL and MQTT_URL"
     );
-    let bench = Bench { stack };
+    let broker = stack.broker_version(release)?;
+    println!("with Mosquitto {broker}");
+    let bench = Bench { stack, release };
     if let Some(part) = part {
         return bench.part(part).await.map(|()| true);
     }
@@ -125,6 +127,7 @@ pub async fn run(part: Option<&str>) -> Result<bool> {
     ];
     let report = Report {
         processors,
+        broker,
         load: [load_before, load()?],
         receive_maximum: RECEIVE_MAXIMUM,
         bare_copy: [copy_before, copy_after],
@@ -163,6 +166,7 @@ fn load() -> Result<String> {
 
 struct Bench {
     stack: Stack,
+    release: Release,
 }
 
 impl Bench {
@@ -190,20 +194,31 @@ impl Bench {
         }
     }
 
+    async fn bed(&self, name: &str) -> Result<Bed> {
+        self.stack.bed(name, Needs::default(), &Setup { release: self.release, ..Setup::default() }).await
+    }
+
+    async fn bed_with_small_window(&self, name: &str) -> Result<Bed> {
+        let setup = Setup { window: WINDOW, release: self.release, ..Setup::default() };
+        self.stack.bed(name, Needs::default(), &setup).await
+    }
+
     async fn copy(&self) -> Result<f64> {
-        let rate = bounds::copy(&self.stack, DEVICES * 10, BOUND).await?;
+        let bed = self.bed("bench-copy").await?;
+        let rate = bounds::copy(&bed, DEVICES * 10, BOUND).await?;
         println!("  bare COPY: {rate:.0} rows/s");
         Ok(rate)
     }
 
     async fn bare(&self, plan: &Plan) -> Result<Rate> {
-        let rate = bounds::subscriber(&self.stack, plan, RECEIVE_MAXIMUM, BOUND).await?;
+        let mut bed = self.bed("bench-subscriber").await?;
+        let rate = bounds::subscriber(&mut bed, plan, RECEIVE_MAXIMUM, BOUND).await?;
         println!("  bare subscriber: {:.0} messages/s, {}", rate.messages_a_second(), cost(&rate));
         Ok(rate)
     }
 
     async fn throughput(&self, plan: &Plan) -> Result<Run> {
-        let mut bed = self.stack.bed("bench", Needs::default(), &Setup::default()).await?;
+        let mut bed = self.bed("bench").await?;
         let worker = scale::throughput_worker(&mut bed).await?;
         let run = measure::run(&mut bed, &worker, self.database()?, plan, THROUGHPUT)
             .await
@@ -219,7 +234,7 @@ impl Bench {
     }
 
     async fn latency(&self) -> Result<Latency> {
-        let mut bed = self.stack.bed("bench-latency", Needs::default(), &Setup::default()).await?;
+        let mut bed = self.bed("bench-latency").await?;
         let worker = bed.worker().await?;
         let plan = Plan { rate: Some(STEADY_RATE), ..plan(10) };
         let run = measure::run(&mut bed, &worker, self.database()?, &plan, STEADY)
@@ -242,17 +257,20 @@ impl Bench {
         println!("  near, {near}");
         let far = self.window(QUEUED_FAR, ONE_WAY).await?;
         println!("  far, {far}");
-        let (size, plan) = (WINDOW as usize, Plan { backlog: QUEUED, ..plan(1) });
-        let [half, whole] = [size / 2, size].map(|batch| window::bare(&self.stack, WINDOW, batch, &plan));
-        let windows = Windows { near, far, bare: [half.await?, whole.await?] };
+        let half = self.bare_window(WINDOW / 2).await?;
+        let windows = Windows { near, far, bare: [half, self.bare_window(WINDOW).await?] };
         println!("  near, {:.2} of the better bare loop", windows.share_of_bare());
         Ok(windows)
     }
 
+    async fn bare_window(&self, batch: u32) -> Result<f64> {
+        let bed = self.bed_with_small_window("bench-bare-window").await?;
+        window::bare(&bed, batch as usize, &Plan { backlog: QUEUED, ..plan(1) }).await
+    }
+
     /// With the broker this far off.
     async fn window(&self, queued: u64, one_way: Duration) -> Result<Window> {
-        let setup = Setup { window: WINDOW, ..Setup::default() };
-        let mut bed = self.stack.bed("bench-window", Needs::default(), &setup).await?;
+        let mut bed = self.bed_with_small_window("bench-window").await?;
         let old = |text: String| text.replace("protocol: V5", "protocol: V311");
         let worker = bed.worker_with(old).await?;
         // The broker queues for the session meanwhile, so that publishers take no processor time from it.
@@ -264,7 +282,7 @@ impl Bench {
             bed.manifest(old)?;
         }
         let worker = bed.start("one", &[])?;
-        let drained = measure::drain(&bed, &worker, queued).await.with_context(|| bed.logs())?;
+        let drained = measure::drain(&mut bed, &worker, queued).await.with_context(|| bed.logs())?;
         worker.stop(Duration::from_secs(30)).await?;
         Ok(Window {
             size: WINDOW,
@@ -273,7 +291,8 @@ impl Bench {
             commit_ms: drained.metrics.get("ingest_commit_seconds_sum")
                 / drained.metrics.get("ingest_commit_seconds_count")
                 * 1e3,
-            cpu_us: drained.cpu_seconds / drained.messages * 1e6,
+            cpu_us: drained.cost.worker / drained.messages * 1e6,
+            broker_cpu_us: drained.cost.broker / drained.messages * 1e6,
         })
     }
 }

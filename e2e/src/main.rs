@@ -35,6 +35,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::stack::mosquitto::Release;
+
 /// Real Mosquitto, PostgreSQL and TimescaleDB on this machine, and what runs on them.
 ///
 /// The parts are Debian packages in a folder under target/. DATABASE_URL (a superuser of a
@@ -87,9 +89,12 @@ enum Command {
     Simulate,
     /// Measure the worker against what broker and database can do at most; or the operator.
     Bench {
-        /// One part alone: points10, points1, copy, bare, latency or window; or `operator`, with up to 1,000
-        /// pipelines on a real API server.
+        /// One part alone: points10, points1, copy, bare, latency, window, series, storm or memory; or `operator`,
+        /// with up to 1,000 pipelines on a real API server.
         part: Option<String>,
+        /// Which Mosquitto.
+        #[arg(long, default_value = "newest")]
+        mosquitto: Release,
     },
 }
 
@@ -116,7 +121,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Validate { steps } => validate::run(&steps),
         Command::Report => record::report(),
         Command::Simulate => simulate::run(),
-        Command::Bench { part } => runtime()?.block_on(bench::run(part.as_deref())),
+        Command::Bench { part, mosquitto } => runtime()?.block_on(bench::run(part.as_deref(), mosquitto)),
     }
 }
 

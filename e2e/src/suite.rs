@@ -25,7 +25,7 @@ pub type Run = for<'a> fn(&'a mut Bed) -> Pin<Box<dyn Future<Output = Result<()>
 #[derive(Debug, Clone)]
 pub struct Scenario {
     /// A sentence.
-    pub name: &'static str,
+    pub name: String,
     /// What it must have for itself.
     pub needs: Needs,
     /// How its broker is set up.
@@ -39,7 +39,7 @@ pub struct Scenario {
 macro_rules! scenario {
     ($name:ident $([$($need:ident),*])?) => {
         $crate::suite::Scenario {
-            name: stringify!($name),
+            name: stringify!($name).to_owned(),
             #[allow(clippy::needless_update)]
             needs: $crate::bed::Needs { $($($need: true,)*)? ..Default::default() },
             setup: Default::default(),
@@ -85,7 +85,7 @@ pub fn run(filter: Option<&str>) -> Result<bool> {
 }
 
 /// Why scenarios failed, each with its name.
-type Causes = Arc<Mutex<Vec<(&'static str, String)>>>;
+type Causes = Arc<Mutex<Vec<(String, String)>>>;
 
 /// A scenario as a test. What this machine cannot run is skipped loudly, and fails in CI.
 fn trial(stack: &Arc<Stack>, scenario: Scenario, ci: bool, causes: &Causes) -> Trial {
@@ -94,10 +94,10 @@ fn trial(stack: &Arc<Stack>, scenario: Scenario, ci: bool, causes: &Causes) -> T
         eprintln!("SKIPPED {}: {why}", scenario.name);
     }
     let (stack, causes, skipped) = (Arc::clone(stack), Arc::clone(causes), lacks.is_some() && !ci);
-    let trial = Trial::test(scenario.name, move || {
+    let trial = Trial::test(scenario.name.clone(), move || {
         let result = lacks.map_or_else(|| play(&stack, &scenario), |why| Err(anyhow::anyhow!(why)));
         result.map_err(|error| {
-            let cause = (scenario.name, error.root_cause().to_string());
+            let cause = (scenario.name.clone(), error.root_cause().to_string());
             causes.lock().unwrap_or_else(PoisonError::into_inner).push(cause);
             Failed::from(format!("{error:#}"))
         })
@@ -154,7 +154,7 @@ fn play(stack: &Stack, scenario: &Scenario) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
-            let mut bed = stack.bed(scenario.name, scenario.needs, &scenario.setup).await?;
+            let mut bed = stack.bed(&scenario.name, scenario.needs, &scenario.setup).await?;
             let result = match tokio::time::timeout(DEADLINE, (scenario.run)(&mut bed)).await {
                 Ok(result) => result.and_then(|()| bed.require_no_secret_in_logs()),
                 Err(_) => Err(anyhow::anyhow!("not done within {DEADLINE:?}")),

@@ -15,18 +15,16 @@ use rumqttc::v5::mqttbytes::v5::{self as p5, Packet};
 use sqlx::{Connection, Executor, PgConnection};
 
 use super::measure::{Cost, Rate, WARM_UP};
-use crate::bed::{Needs, Stack};
+use crate::bed::Bed;
 use crate::fleet::now;
 use crate::source::{Counts, Plan, Source, connect};
-use crate::stack::mosquitto::Setup;
 
 /// Rows of a batch of the bare COPY.
 const BATCH: u32 = 10_000;
 
 /// Rows a second of a bare binary COPY over one connection: batches of 10,000, sorted by series and
 /// time, each a transaction, into a table of its own with the same schema.
-pub async fn copy(stack: &Stack, series: u32, length: Duration) -> Result<f64> {
-    let bed = stack.bed("bench-copy", Needs::default(), &Setup::default()).await?;
+pub async fn copy(bed: &Bed, series: u32, length: Duration) -> Result<f64> {
     bed.migrate().await?;
     let mut connection = PgConnection::connect(&bed.database.worker_url).await?;
     let statement = format!("COPY penstock.sample ({SAMPLE_COLUMNS}) FROM STDIN (FORMAT binary)");
@@ -70,8 +68,7 @@ pub async fn copy(stack: &Stack, series: u32, length: Duration) -> Result<f64> {
 }
 
 /// Messages a second of a subscriber that only acknowledges, with the worker's settings.
-pub async fn subscriber(stack: &Stack, plan: &Plan, receive_maximum: u16, length: Duration) -> Result<Rate> {
-    let mut bed = stack.bed("bench-subscriber", Needs::default(), &Setup::default()).await?;
+pub async fn subscriber(bed: &mut Bed, plan: &Plan, receive_maximum: u16, length: Duration) -> Result<Rate> {
     let broker = bed.broker()?.id();
     let counts = Arc::new(Counts::default());
     let (ready, subscribed) = std::sync::mpsc::channel();

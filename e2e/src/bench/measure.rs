@@ -168,8 +168,8 @@ pub struct Drained {
     pub messages: f64,
     /// Its length.
     pub seconds: f64,
-    /// The worker's processor time in it.
-    pub cpu_seconds: f64,
+    /// Processor time of the worker and of the broker in it.
+    pub cost: Cost,
     /// Mean round trip to the broker meanwhile, in seconds.
     pub round_trip: f64,
     /// What the worker counted in it.
@@ -178,7 +178,10 @@ pub struct Drained {
 
 /// Measures a worker that drains the broker's queue of so many messages of one point, and compares the
 /// number of rows with it.
-pub async fn drain(bed: &Bed, worker: &Worker, queued: u64) -> Result<Drained> {
+pub async fn drain(bed: &mut Bed, worker: &Worker, queued: u64) -> Result<Drained> {
+    let broker = bed.broker()?.id();
+    let cost =
+        || Cost { worker: cpu_seconds(worker.process.id()), broker: cpu_seconds(broker), ..Cost::default() };
     let committed = |share: f64| {
         let wanted = queued as f64 * share;
         worker.metric("the queue drains", Duration::from_secs(60), move |metrics| {
@@ -187,24 +190,18 @@ pub async fn drain(bed: &Bed, worker: &Worker, queued: u64) -> Result<Drained> {
     };
     let before = committed(0.1).await?;
     let (start, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
-    let cpu = cpu_seconds(worker.process.id());
+    let cost_before = cost();
     let pings = std::thread::spawn({
         let (address, stop) = (bed.address.clone(), Arc::clone(&stop));
         move || round_trip(&address, &stop)
     });
     let after = committed(0.9).await?;
-    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds(worker.process.id()) - cpu);
+    let (seconds, cost) = (start.elapsed().as_secs_f64(), cost() - cost_before);
     stop.store(true, Ordering::Relaxed);
     let round_trip = pings.join().map_err(|_| anyhow::anyhow!("the pings panicked"))??;
     require_identities(&worker.idle().await?)?;
     let stored: i64 = bed.sql(ROWS).await?;
     ensure!(stored as u64 == queued, "{stored} rows are stored, {queued} points were acknowledged");
     let metrics = after.since(&before);
-    Ok(Drained {
-        messages: metrics.get("ingest_committed_total"),
-        seconds,
-        cpu_seconds: cpu,
-        round_trip,
-        metrics,
-    })
+    Ok(Drained { messages: metrics.get("ingest_committed_total"), seconds, cost, round_trip, metrics })
 }

@@ -99,12 +99,25 @@ pub struct Window {
     pub commit_ms: f64,
     /// Worker CPU of a message, in microseconds.
     pub cpu_us: f64,
+    /// Broker CPU of a message, in microseconds.
+    pub broker_cpu_us: f64,
 }
 
 impl Window {
     /// The rate against W/(RTT+L): as if the worker's own work took no time.
     pub fn share(&self) -> f64 {
         self.messages_a_second * (self.round_trip_ms + self.commit_ms) / 1e3 / f64::from(self.size)
+    }
+
+    /// How long the broker computes to fill half of the window, which is a batch, in milliseconds.
+    fn fill_ms(&self) -> f64 {
+        self.broker_cpu_us * f64::from(self.size) / 2.0 / 1e3
+    }
+
+    /// The share that a worker would reach whose own work takes no time, with a broker whose work does.
+    fn possible_share(&self) -> f64 {
+        let bound = self.round_trip_ms + self.commit_ms;
+        bound / (bound + self.fill_ms())
     }
 }
 
@@ -128,11 +141,11 @@ impl Windows {
 
 impl std::fmt::Display for Window {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { size, messages_a_second, round_trip_ms, commit_ms, cpu_us } = self;
+        let Self { size, messages_a_second, round_trip_ms, commit_ms, cpu_us, broker_cpu_us } = self;
         write!(
             to,
             "window {size}: {messages_a_second:.0} messages a second, {:.2} of W/(RTT+L) with RTT \
-             {round_trip_ms:.2} ms, L {commit_ms:.2} ms; worker CPU {cpu_us:.1} µs a message",
+             {round_trip_ms:.2} ms, L {commit_ms:.2} ms; CPU of a message: worker {cpu_us:.1} µs, broker {broker_cpu_us:.1} µs",
             self.share()
         )
     }
@@ -143,6 +156,8 @@ impl std::fmt::Display for Window {
 pub struct Report {
     /// Processors of the machine.
     pub processors: usize,
+    /// Mosquitto's version.
+    pub broker: String,
     /// Load averages before and after: others on the machine distort.
     pub load: [String; 2],
     /// Deliveries that the broker may leave unacknowledged in the throughput runs.
@@ -168,7 +183,11 @@ impl Report {
     pub fn table(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         let out = &mut text;
-        writeln!(out, "\n{} processors, shared by publishers, broker, worker and database", self.processors)?;
+        writeln!(
+            out,
+            "\nMosquitto {}; {} processors, shared by publishers, broker, worker and database",
+            self.broker, self.processors
+        )?;
         writeln!(out, "load before {}, after {}", self.load[0], self.load[1])?;
         writeln!(out, "\nThroughput, receiveMaximum {}      10 points      1 point", self.receive_maximum)?;
         let [ten, one] = &self.throughput;
@@ -215,8 +234,12 @@ impl Report {
         writeln!(
             out,
             "Broker near: {near}\n  bare loop {half:.0} with half the window at a time, {whole:.0} with all of it\n\
-             Broker far: {far}\n\n\
-             Mark                                             measured   wanted"
+             Broker far: {far}\n\
+             Bound 4, the broker near needs {:.2} ms to fill half the window: a worker whose own work takes no \
+             time would reach {:.2} of W/(RTT+L)\n\n\
+             Mark                                             measured   wanted",
+            near.fill_ms(),
+            near.possible_share()
         )?;
         for Mark { name, value, wanted, at_least, met } in &self.marks {
             let sign = if *at_least { ">=" } else { "<=" };

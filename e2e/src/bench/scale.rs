@@ -7,10 +7,9 @@ use sqlx::{Connection, Executor, PgConnection};
 
 use super::measure::{self, Run};
 use super::{Bench, RECEIVE_MAXIMUM, plan};
-use crate::bed::{Bed, Needs};
+use crate::bed::Bed;
 use crate::fleet::TENANTS;
 use crate::source::{Plan, Source};
-use crate::stack::mosquitto::Setup;
 use crate::worker::Worker;
 
 const LENGTH: Duration = Duration::from_secs(8);
@@ -22,7 +21,7 @@ const REPEATS: u64 = 3;
 impl Bench {
     /// The worker with so many active series of ten points a device, of which each has a row already.
     pub async fn series(&self, series: u32) -> Result<Run> {
-        let mut bed = self.stack.bed("bench-series", Needs::default(), &Setup::default()).await?;
+        let mut bed = self.bed("bench-series").await?;
         let devices = series / POINTS;
         bed.migrate().await?;
         preload(&bed, devices).await?;
@@ -44,7 +43,7 @@ impl Bench {
 
     /// The worker while three of ten messages come again.
     pub async fn storm(&self) -> Result<Run> {
-        let mut bed = self.stack.bed("bench-storm", Needs::default(), &Setup::default()).await?;
+        let mut bed = self.bed("bench-storm").await?;
         let worker = throughput_worker(&mut bed).await?;
         let plan = Plan { repeats: REPEATS, ..plan(POINTS) };
         let run = measure::run(&mut bed, &worker, self.database()?, &plan, LENGTH)
@@ -61,7 +60,7 @@ impl Bench {
 
     /// Peak memory of an idle worker, and of one with a full window of 1,000, in bytes.
     pub async fn memory(&self) -> Result<[u64; 2]> {
-        let mut bed = self.stack.bed("bench-memory", Needs::default(), &Setup::default()).await?;
+        let mut bed = self.bed("bench-memory").await?;
         let worker = bed.worker().await?;
         let idle = worker.peak_memory()?;
         // Writers wait for a lock, so that the window fills.

@@ -12,10 +12,9 @@ use rumqttc::QoS;
 use rumqttc::mqttbytes::v4::{Connect, Packet, Subscribe};
 use sqlx::{Connection, Executor, PgConnection};
 
-use crate::bed::{Needs, Stack};
+use crate::bed::Bed;
 use crate::fleet::now;
 use crate::source::{Plan, Source};
-use crate::stack::mosquitto::Setup;
 
 const SERIES: u64 = 1000;
 /// What the worker ends a transaction with.
@@ -23,9 +22,7 @@ const CLOCK_AND_COMMIT: &str = "SELECT clock_timestamp(); COMMIT";
 
 /// Messages a second of a loop that drains the broker's queue: it takes `batch` messages of the window,
 /// stores a row for each in one transaction of the worker's statements, and acknowledges them in one write.
-pub async fn bare(stack: &Stack, window: u32, batch: usize, plan: &Plan) -> Result<f64> {
-    let setup = Setup { window, ..Setup::default() };
-    let bed = stack.bed("bench-bare-window", Needs::default(), &setup).await?;
+pub async fn bare(bed: &Bed, batch: usize, plan: &Plan) -> Result<f64> {
     bed.migrate().await?;
     drop(Subscriber::connect(&bed.address, true)?);
     let queued = Source::fill(&Plan { address: bed.address.clone(), ..plan.clone() }).await?;
@@ -37,7 +34,7 @@ pub async fn bare(stack: &Stack, window: u32, batch: usize, plan: &Plan) -> Resu
     .await??;
     let stored: i64 = bed.sql("SELECT count(*) FROM penstock.sample").await?;
     ensure!(stored as u64 == queued, "the bare loop stored {stored} of {queued} messages");
-    println!("  bare loop, {batch} of {window} at a time: {rate:.0} messages/s");
+    println!("  bare loop, {batch} at a time: {rate:.0} messages/s");
     Ok(rate)
 }
 

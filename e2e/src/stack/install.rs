@@ -1,4 +1,5 @@
-//! A Debian root with Mosquitto, PostgreSQL 17 and TimescaleDB, in a folder of the project.
+//! Debian roots in a folder of the project: one with Mosquitto, PostgreSQL 17 and TimescaleDB, one with
+//! the newest Mosquitto.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -10,20 +11,63 @@ use anyhow::{Context, Result, ensure};
 
 use super::process::output;
 
-/// The Debian release, and the root's folder.
+/// The Debian release of the stack's root, and its folder.
 pub const SUITE: &str = "trixie";
-const PACKAGES: &str = "ca-certificates,postgresql-17,postgresql-17-timescaledb,mosquitto";
-const PROGRAMS: [&str; 3] =
-    ["usr/lib/postgresql/17/bin/postgres", "usr/lib/postgresql/17/lib/timescaledb.so", "usr/sbin/mosquitto"];
 
-/// The root, installed if it is not there yet.
+/// What a root holds.
+struct Contents {
+    /// The Debian release, and the root's folder.
+    suite: &'static str,
+    packages: &'static str,
+    /// There when it is complete.
+    programs: &'static [&'static str],
+    /// For who waits for it.
+    title: &'static str,
+}
+
+const STACK: Contents = Contents {
+    suite: SUITE,
+    packages: "ca-certificates,postgresql-17,postgresql-17-timescaledb,mosquitto",
+    programs: &[
+        "usr/lib/postgresql/17/bin/postgres",
+        "usr/lib/postgresql/17/lib/timescaledb.so",
+        "usr/sbin/mosquitto",
+    ],
+    title: "PostgreSQL 17, TimescaleDB and Mosquitto (about 500 MB)",
+};
+
+/// Debian's next release. A root of its own: it would replace the other's C library.
+const NEWEST_BROKER: Contents = Contents {
+    suite: "forky",
+    packages: "mosquitto",
+    programs: &["usr/sbin/mosquitto"],
+    title: "the newest Mosquitto (about 300 MB)",
+};
+
+/// The root of the stack, installed if it is not there yet.
 pub fn root() -> Result<PathBuf> {
-    let root = super::folder().join(SUITE);
+    installed(&STACK)
+}
+
+/// The root of the newest Mosquitto, likewise.
+pub fn newest_broker() -> Result<PathBuf> {
+    installed(&NEWEST_BROKER)
+}
+
+fn installed(contents: &Contents) -> Result<PathBuf> {
+    let root = super::folder().join(contents.suite);
     let _lock = lock("install.lock")?;
-    if !PROGRAMS.iter().all(|program| root.join(program).exists()) {
-        install(&root)?;
+    if !contents.programs.iter().all(|program| root.join(program).exists()) {
+        install(&root, contents)?;
     }
     Ok(root)
+}
+
+/// Removes what the servers of a run left in the roots.
+pub fn clean(run: &str) {
+    for contents in [STACK, NEWEST_BROKER] {
+        let _ = fs::remove_dir_all(super::folder().join(contents.suite).join("srv").join(run));
+    }
 }
 
 /// Held until it is dropped; others wait.
@@ -46,17 +90,15 @@ pub fn missing() -> Vec<String> {
     missing
 }
 
-fn install(root: &Path) -> Result<()> {
+fn install(root: &Path, contents: &Contents) -> Result<()> {
+    let Contents { suite, packages: names, title, .. } = contents;
     let missing = missing();
     ensure!(
         missing.is_empty(),
         "this machine cannot start the local stack. Missing:\n  - {}\nSet DATABASE_URL (a superuser of a PostgreSQL server) and MQTT_URL to use parts of your own.",
         missing.join("\n  - ")
     );
-    eprintln!(
-        "Installing Debian {SUITE} with PostgreSQL 17, TimescaleDB and Mosquitto (about 500 MB) into {}",
-        root.display()
-    );
+    eprintln!("Installing Debian {suite} with {title} into {}", root.display());
     if Command::new("debootstrap").arg("--version").output().is_err() {
         eprintln!("Installing the Debian package debootstrap on this machine");
         packages(None, &["debootstrap"])?;
@@ -67,8 +109,9 @@ fn install(root: &Path) -> Result<()> {
     }
     let started = Instant::now();
     let mut bootstrap = Command::new("debootstrap");
-    bootstrap.args(["--variant=minbase", &format!("--include={PACKAGES}"), SUITE]).arg(&fresh);
-    bootstrap.args(mirror());
+    bootstrap.args(["--variant=minbase", &format!("--include={names}"), suite]).arg(&fresh);
+    // An older debootstrap has no script by the name of the next release; sid's is that of all since buster.
+    bootstrap.args([mirror().as_str(), "/usr/share/debootstrap/scripts/sid"]);
     let mut child =
         bootstrap.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().context("debootstrap")?;
     let output = child.stdout.take().context("debootstrap's output")?;
@@ -117,14 +160,15 @@ fn apt_get(root: Option<&Path>, arguments: &[&str]) -> Result<()> {
     output(command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive")).map(drop)
 }
 
-/// The Debian mirror that this machine uses itself, if it can be told.
-fn mirror() -> Option<String> {
+/// The Debian mirror that this machine uses itself, or Debian's own if it cannot be told.
+fn mirror() -> String {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    files.extend(fs::read_dir("/etc/apt/sources.list.d").ok()?.flatten().map(|entry| entry.path()));
+    let folder = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten();
+    files.extend(folder.flatten().map(|entry| entry.path()));
     let words =
         files.into_iter().filter_map(|file| fs::read_to_string(file).ok()).collect::<Vec<_>>().join("\n");
     words
         .split_whitespace()
         .find(|word| word.starts_with("http") && word.trim_end_matches('/').ends_with("/debian"))
-        .map(str::to_owned)
+        .map_or_else(|| "http://deb.debian.org/debian".to_owned(), str::to_owned)
 }

@@ -13,9 +13,21 @@ use super::certificates::Authority;
 use super::process::{Process, run_in};
 use crate::wait::until_blocking;
 
+/// Which Mosquitto.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Release {
+    /// Debian's: 2.0.
+    #[default]
+    Stable,
+    /// That of Debian's next release: 2.1 or later.
+    Newest,
+}
+
 /// How a broker is set up.
 #[derive(Debug, Clone)]
 pub struct Setup {
+    /// Which one.
+    pub release: Release,
     /// Messages in flight to a client of MQTT 3.1.1.
     pub window: u32,
     /// Messages queued for a client; 0 without a limit.
@@ -37,7 +49,7 @@ pub enum Guard {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { window: 20, queue: 0, refused: None, guard: None }
+        Self { release: Release::Stable, window: 20, queue: 0, refused: None, guard: None }
     }
 }
 
@@ -59,13 +71,14 @@ impl Mosquitto {
     pub fn start(root: PathBuf, folder: &str, port: u16, setup: &Setup, bound: bool) -> Result<Self> {
         run_in(&root, &["install", "-d", "-o", "mosquitto", "-g", "mosquitto", folder])?;
         let host = root.join(folder.trim_start_matches('/'));
-        // Without log_type debug: each packet in the log would cost more than the packet.
+        // Without log_type debug: each packet in the log would cost more than the packet. 2.1 closes the
+        // connection of who publishes more than 2,000,000 bytes, unless told otherwise.
         let secure_port = if setup.guard.is_some() { super::free_port()? } else { 0 };
         let mut config = format!(
             "persistence true\npersistence_location {folder}/\n\
              autosave_interval 1800\nmax_inflight_messages {}\nmax_queued_messages {}\nlog_dest stderr\nlog_type error\n\
              log_type warning\nlog_type notice\nlog_type information\nconnection_messages true\nset_tcp_nodelay true\n\
-             allow_anonymous true\nlistener {port} 127.0.0.1\n",
+             allow_anonymous true\nmax_packet_size 268435455\nlistener {port} 127.0.0.1\n",
             setup.window, setup.queue
         );
         if let Some(guard) = setup.guard {

@@ -271,8 +271,3 @@ pub fn database_urls(admin_url: &str, name: &str) -> Result<Database> {
         ..superuser
     })
 }
-
-/// Removes what servers of an earlier run left in the root.
-pub fn clean(root: &std::path::Path, run: &str) {
-    let _ = fs::remove_dir_all(root.join("srv").join(run));
-}
