@@ -5,6 +5,7 @@ mod bounds;
 mod distance;
 mod measure;
 mod operator;
+mod page;
 mod report;
 mod scale;
 mod window;
@@ -29,6 +30,7 @@ const THROUGHPUT: Duration = Duration::from_secs(15);
 const BOUND: Duration = Duration::from_secs(5);
 const STEADY: Duration = Duration::from_secs(10);
 const STEADY_RATE: f64 = 1000.0;
+const LATENCY: &str = "ingest_latency_seconds";
 const WINDOW: u32 = 20;
 const FEW_SERIES: u32 = 10_000;
 const MANY_SERIES: u32 = 1_000_000;
@@ -39,7 +41,7 @@ const QUEUED_FAR: u64 = 50_000;
 /// To a broker that is far: what another zone of a cloud is away.
 const ONE_WAY: Duration = Duration::from_millis(1);
 
-/// Measures all, prints it, and writes target/report/bench.json. `part` is one part alone, for
+/// Measures all, prints and plots it, and writes target/report/bench.json and bench.html. `part` is one part alone, for
 /// whoever works on it.
 pub async fn run(part: Option<&str>, release: Release) -> Result<bool> {
     crate::suite::build()?;
@@ -138,12 +140,13 @@ pub async fn run(part: Option<&str>, release: Release) -> Result<bool> {
         windows,
         marks,
     };
-    println!("{}", report.table()?);
+    let table = report.table()?;
+    println!("{table}");
     let folder = crate::stack::project().join("target/report");
     std::fs::create_dir_all(&folder)?;
     let file = folder.join("bench.json");
     std::fs::write(&file, serde_json::to_string_pretty(&report)?)?;
-    println!("written to {}", file.display());
+    println!("written to {} and {}", file.display(), page::write(&report, &table)?.display());
     Ok(true)
 }
 
@@ -241,12 +244,13 @@ impl Bench {
             .await
             .with_context(|| bed.logs())?;
         worker.stop(Duration::from_secs(30)).await?;
-        let quantile = |q| run.metrics.quantile("ingest_latency_seconds", q) * 1e3;
+        let quantile = |q| run.metrics.quantile(LATENCY, q) * 1e3;
         let latency = Latency {
             messages_a_second: run.rate.messages_a_second(),
             points_of_a_message: plan.points,
             p50_ms: quantile(0.5),
             p99_ms: quantile(0.99),
+            distribution: run.metrics.buckets(LATENCY),
         };
         println!("  p50 {:.1} ms, p99 {:.1} ms", latency.p50_ms, latency.p99_ms);
         Ok(latency)

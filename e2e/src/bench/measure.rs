@@ -102,6 +102,8 @@ pub struct Run {
     pub rate: Rate,
     /// What the worker counted in the same stretch.
     pub metrics: Metrics,
+    /// What was committed since the start of that stretch: seconds, and messages.
+    pub progress: Vec<(f64, f64)>,
     /// The worker's largest resident memory, in bytes.
     pub peak_memory: u64,
 }
@@ -118,7 +120,7 @@ pub async fn run(
     let broker = bed.broker()?.id();
     let preloaded: i64 = bed.sql(ROWS).await?;
     let source = Source::start(&Plan { address: bed.address.clone(), ..plan.clone() });
-    let before = follow(worker, &source.counts, WARM_UP).await?;
+    let (before, _) = follow(worker, &source.counts, WARM_UP).await?;
     let cost = || Cost {
         worker: cpu_seconds(worker.process.id()),
         broker: cpu_seconds(broker),
@@ -126,7 +128,7 @@ pub async fn run(
         publishers: source.counts.cpu_seconds(),
     };
     let (start, cost_before) = (Instant::now(), cost());
-    let after = follow(worker, &source.counts, length).await?;
+    let (after, progress) = follow(worker, &source.counts, length).await?;
     let (seconds, cost) = (start.elapsed().as_secs_f64(), cost() - cost_before);
     let repeated = Arc::clone(&source.counts);
     let new = source.finish()? - repeated.repeated.load(Ordering::Relaxed);
@@ -145,17 +147,20 @@ pub async fn run(
         seconds,
         cost,
     };
-    Ok(Run { rate, metrics, peak_memory: worker.peak_memory()? })
+    Ok(Run { rate, metrics, progress, peak_memory: worker.peak_memory()? })
 }
 
-/// Tells the publishers how far the worker is, for so long.
-async fn follow(worker: &Worker, counts: &Counts, length: Duration) -> Result<Metrics> {
-    let start = Instant::now();
+/// Tells the publishers how far the worker is, for so long. Returns what it counts at the end, and what it
+/// had committed meanwhile: seconds, and messages.
+async fn follow(worker: &Worker, counts: &Counts, length: Duration) -> Result<(Metrics, Vec<(f64, f64)>)> {
+    let (start, mut progress) = (Instant::now(), Vec::new());
     loop {
         let metrics = worker.metrics().await?;
-        counts.taken.store(metrics.get("ingest_committed_total") as u64, Ordering::Relaxed);
+        let committed = metrics.get("ingest_committed_total");
+        progress.push((start.elapsed().as_secs_f64(), committed));
+        counts.taken.store(committed as u64, Ordering::Relaxed);
         if start.elapsed() >= length {
-            return Ok(metrics);
+            return Ok((metrics, progress));
         }
         tokio::time::sleep(POLL.min(length.saturating_sub(start.elapsed()))).await;
     }

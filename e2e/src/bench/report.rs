@@ -50,6 +50,8 @@ pub struct Throughput {
     pub rows_of_a_batch: f64,
     /// Median commit, in milliseconds.
     pub commit_ms: f64,
+    /// Seconds, and messages committed until then.
+    pub progress: Vec<(f64, f64)>,
 }
 
 impl Throughput {
@@ -64,6 +66,7 @@ impl Throughput {
             peak_memory_mib: run.peak_memory as f64 / f64::from(1 << 20),
             rows_of_a_batch: run.metrics.get("ingest_batch_rows_sum") / count.max(1.0),
             commit_ms: run.metrics.quantile("ingest_commit_seconds", 0.5) * 1e3,
+            progress: run.progress.clone(),
         }
     }
 
@@ -84,6 +87,8 @@ pub struct Latency {
     pub p50_ms: f64,
     /// Device time to commit, in milliseconds.
     pub p99_ms: f64,
+    /// Upper bounds in seconds, and the share of samples in each bucket.
+    pub distribution: Vec<(f64, f64)>,
 }
 
 /// A queue drained through a small window.
@@ -224,7 +229,7 @@ impl Report {
             one.use_of_broker(),
             cost.total() / (cost.broker * self.processors as f64)
         )?;
-        let Latency { messages_a_second, points_of_a_message, p50_ms, p99_ms } = self.latency;
+        let Latency { messages_a_second, points_of_a_message, p50_ms, p99_ms, .. } = self.latency;
         writeln!(
             out,
             "Latency at {messages_a_second:.0} messages a second of {points_of_a_message} points: \
