@@ -29,7 +29,7 @@ use crate::suite::Scenario;
 /// All of them.
 pub fn all() -> Vec<Scenario> {
     // What a broker's sessions decide is seen with both releases: 2.1 drops what waits for a client that
-    // acknowledges a packet id of an earlier connection, 2.0 does not.
+    // acknowledges a packet id of a session that was lost, 2.0 does not.
     let on_sessions = [crash::all(), broker::all(), handover::all(), sessions::all()].concat();
     [
         with_newest_mosquitto(&on_sessions),

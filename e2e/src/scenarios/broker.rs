@@ -21,6 +21,7 @@ pub fn all() -> Vec<Scenario> {
     vec![
         scenario!(a_broker_restarted_with_its_persistence_costs_no_message[broker]),
         scenario!(a_session_that_the_broker_lost_is_counted_and_what_was_in_hand_is_stored[broker]),
+        scenario!(acknowledgements_of_a_lost_session_take_nothing_from_the_next_one[broker]),
         scenario!(a_broker_connection_that_is_cut_or_frozen_costs_no_message),
         scenario!(acknowledgements_of_an_old_connection_are_dropped),
         scenario!(a_window_of_20_with_mqtt_3_1_1_is_enough_for_exactness),
@@ -56,13 +57,7 @@ async fn a_session_that_the_broker_lost_is_counted_and_what_was_in_hand_is_store
     // Writers wait for a lock, so that messages are in hand when the broker forgets them.
     let mut lock = sqlx::PgConnection::connect(&bed.database.admin_url).await?;
     sqlx::raw_sql("BEGIN; LOCK TABLE penstock.sample IN ACCESS EXCLUSIVE MODE").execute(&mut lock).await?;
-    let payload = |n: u32| format!(r#"{{"schema":"v1","ts":"{}","points":[{{"name":"p","v":{n}}}]}}"#, at(n));
-    let messages = (0..200).map(|n| Outgoing {
-        topic: "traksense/t0/s1/dev-00001/telem".into(),
-        payload: payload(n).into(),
-        qos: 1,
-    });
-    bed.publish(messages.collect()).await?;
+    bed.publish(numbered(0..200)).await?;
     worker.metric("all is in hand", LONG, |m| m.get("ingest_received_total") >= 200.0).await?;
     bed.broker()?.stop()?;
     bed.broker()?.wipe()?;
@@ -73,6 +68,41 @@ async fn a_session_that_the_broker_lost_is_counted_and_what_was_in_hand_is_store
         worker.metric("what was in hand is stored", LONG, |m| m.get("ingest_points_total") >= 200.0).await?;
     ensure!(bed.sql::<i64>("SELECT count(*) FROM penstock.sample").await? == 200, "stored rows");
     ensure!(metrics.get("ingest_stale_acks_dropped_total") > 0.0, "old acknowledgements were dropped");
+    require_identities(&worker.idle().await?)
+}
+
+/// Messages of one device, each with a time of its own.
+fn numbered(numbers: std::ops::Range<u32>) -> Vec<Outgoing> {
+    let message = |n| Outgoing {
+        topic: "traksense/t0/s1/dev-00001/telem".into(),
+        payload: format!(r#"{{"schema":"v1","ts":"{}","points":[{{"name":"p","v":{n}}}]}}"#, at(n)).into(),
+        qos: 1,
+    };
+    numbers.map(message).collect()
+}
+
+/// Packet ids begin anew with a new session. Mosquitto 2.1 drops what it has queued and never delivered
+/// when its packet id is acknowledged; 2.0 does not.
+async fn acknowledgements_of_a_lost_session_take_nothing_from_the_next_one(bed: &mut Bed) -> Result<()> {
+    let worker = bed.worker_with(|text| text.replace("receiveMaximum: 1000", "receiveMaximum: 20")).await?;
+    bed.publish(numbered(0..200)).await?;
+    worker.metric("the first are stored", LONG, |m| m.get("ingest_points_total") == 200.0).await?;
+    let mut lock = sqlx::PgConnection::connect(&bed.database.admin_url).await?;
+    sqlx::raw_sql("BEGIN; LOCK TABLE penstock.sample IN ACCESS EXCLUSIVE MODE").execute(&mut lock).await?;
+    // Packet ids 201 to 220 are in hand when the broker forgets the session.
+    bed.publish(numbered(200..220)).await?;
+    worker.metric("they are in hand", LONG, |m| m.get("ingest_received_total") == 220.0).await?;
+    bed.broker()?.stop()?;
+    bed.broker()?.wipe()?;
+    bed.broker()?.start_again()?;
+    worker.metric("the loss is counted", LONG, |m| m.get("ingest_mqtt_sessions_lost_total") > 0.0).await?;
+    // 1 to 20 are delivered, 21 to 400 wait in the broker.
+    bed.publish(numbered(220..620)).await?;
+    worker.metric("the window is full again", LONG, |m| m.get("ingest_received_total") == 240.0).await?;
+    sqlx::raw_sql("ROLLBACK").execute(&mut lock).await?;
+    let metrics = worker.metric("all are stored", LONG, |m| m.get("ingest_points_total") == 620.0).await?;
+    ensure!(bed.sql::<i64>("SELECT count(*) FROM penstock.sample").await? == 620, "stored rows");
+    ensure!(metrics.get("ingest_stale_acks_dropped_total") >= 20.0, "old acknowledgements were dropped");
     require_identities(&worker.idle().await?)
 }
 
