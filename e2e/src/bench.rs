@@ -41,8 +41,8 @@ const QUEUED_FAR: u64 = 50_000;
 /// To a broker that is far: what another zone of a cloud is away.
 const ONE_WAY: Duration = Duration::from_millis(1);
 
-/// Measures all, prints and plots it, and writes target/report/bench.json and bench.html. `part` is one part alone, for
-/// whoever works on it.
+/// Measures all, prints and plots it, and writes target/report/bench.json and bench.html. `part` is one
+/// part alone, for whoever works on it.
 pub async fn run(part: Option<&str>, release: Release) -> Result<bool> {
     crate::suite::build()?;
     if part == Some("operator") {
@@ -197,11 +197,8 @@ impl Bench {
         }
     }
 
+    /// With a broker that grants clients of MQTT 3.1.1 the small window.
     async fn bed(&self, name: &str) -> Result<Bed> {
-        self.stack.bed(name, Needs::default(), &Setup { release: self.release, ..Setup::default() }).await
-    }
-
-    async fn bed_with_small_window(&self, name: &str) -> Result<Bed> {
         let setup = Setup { window: WINDOW, release: self.release, ..Setup::default() };
         self.stack.bed(name, Needs::default(), &setup).await
     }
@@ -268,13 +265,13 @@ impl Bench {
     }
 
     async fn bare_window(&self, batch: u32) -> Result<f64> {
-        let bed = self.bed_with_small_window("bench-bare-window").await?;
+        let bed = self.bed("bench-bare-window").await?;
         window::bare(&bed, batch as usize, &Plan { backlog: QUEUED, ..plan(1) }).await
     }
 
     /// With the broker this far off.
     async fn window(&self, queued: u64, one_way: Duration) -> Result<Window> {
-        let mut bed = self.bed_with_small_window("bench-window").await?;
+        let mut bed = self.bed("bench-window").await?;
         let old = |text: String| text.replace("protocol: V5", "protocol: V311");
         let worker = bed.worker_with(old).await?;
         // The broker queues for the session meanwhile, so that publishers take no processor time from it.

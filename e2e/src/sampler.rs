@@ -141,11 +141,7 @@ impl Timeline {
 
     /// How fast values at the samples grew, a second, in windows of so many seconds.
     pub fn rate(&self, values: &[f64], window: f64) -> Points {
-        let rate = |(from, to): (usize, usize)| {
-            let (a, b) = (self.0.get(from)?, self.0.get(to)?);
-            Some((b.at, Some((values.get(to)? - values.get(from)?) / (b.at - a.at))))
-        };
-        self.windows(window).into_iter().filter_map(rate).collect()
+        rate(&self.times(), values, window)
     }
 
     /// What the worker said of each moment; nothing while it said nothing.
@@ -158,7 +154,7 @@ impl Timeline {
         let change = |(from, to): (usize, usize)| {
             Some((self.0.get(to)?.at, self.change(from, to).and_then(|change| value(&change))))
         };
-        self.windows(window).into_iter().filter_map(change).collect()
+        windows(&self.times(), window).into_iter().filter_map(change).collect()
     }
 
     /// The window of the last so many seconds: its samples' numbers.
@@ -177,18 +173,31 @@ impl Timeline {
         Some(before.map_or_else(|| metrics.clone(), |before| metrics.since(before)))
     }
 
-    fn windows(&self, seconds: f64) -> Vec<(usize, usize)> {
-        let mut windows = Vec::new();
-        let mut from = 0;
-        for to in 1..self.0.len() {
-            // Sampling is not exact to the millisecond.
-            if self.0[to].at - self.0[from].at >= seconds - PERIOD.as_secs_f64() / 4.0 {
-                windows.push((from, to));
-                from = to;
-            }
-        }
-        windows
+    fn times(&self) -> Vec<f64> {
+        self.0.iter().map(|sample| sample.at).collect()
     }
+}
+
+/// How fast values at these times grew, a second, in windows of so many seconds.
+pub fn rate(times: &[f64], values: &[f64], window: f64) -> Points {
+    let rate = |(from, to): (usize, usize)| {
+        let (a, b) = (times.get(from)?, times.get(to)?);
+        Some((*b, Some((values.get(to)? - values.get(from)?) / (b - a))))
+    };
+    windows(times, window).into_iter().filter_map(rate).collect()
+}
+
+fn windows(times: &[f64], seconds: f64) -> Vec<(usize, usize)> {
+    let mut windows = Vec::new();
+    let mut from = 0;
+    for to in 1..times.len() {
+        // Sampling is not exact to the millisecond.
+        if times[to] - times[from] >= seconds - PERIOD.as_secs_f64() / 4.0 {
+            windows.push((from, to));
+            from = to;
+        }
+    }
+    windows
 }
 
 /// A quantile of what a histogram observed; nothing if it observed nothing.

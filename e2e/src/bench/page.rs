@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::report::{Mark, Report, Throughput, Window};
 use crate::report::numbers::{compact, count, duration};
 use crate::report::{Bars, Page, Plot, Series};
+use crate::sampler::{self, Points};
 
 /// Goals that are passed by more are drawn as if by so many times.
 const FAR_PASSED: f64 = 4.0;
@@ -69,20 +70,9 @@ fn rates(runs: &[Throughput]) -> Plot {
 }
 
 /// Of a count over time, its growth a second in stretches.
-fn rate(progress: &[(f64, f64)]) -> Vec<(f64, Option<f64>)> {
-    let mut points = Vec::new();
-    let mut last: Option<(f64, f64)> = None;
-    for &(at, counted) in progress {
-        match last {
-            Some((since, before)) if at - since >= STRETCH => {
-                points.push((at, Some((counted - before) / (at - since))));
-                last = Some((at, counted));
-            }
-            Some(_) => {}
-            None => last = Some((at, counted)),
-        }
-    }
-    points
+fn rate(progress: &[(f64, f64)]) -> Points {
+    let (times, counted): (Vec<f64>, Vec<f64>) = progress.iter().copied().unzip();
+    sampler::rate(&times, &counted, STRETCH)
 }
 
 fn costs(report: &Report) -> Bars {
@@ -109,12 +99,10 @@ fn latency(report: &Report) -> Bars {
             duration(latency.p99_ms / 1e3)
         ),
         unit: "% of samples".to_owned(),
-        buckets: latency.distribution.iter().map(|(bound, _)| format!("≤ {}", duration(*bound))).collect(),
-        series: vec![(
-            format!("{} messages/s", count(latency.messages_a_second)),
-            latency.distribution.iter().map(|(_, share)| share * 100.0).collect(),
-        )],
+        buckets: Vec::new(),
+        series: Vec::new(),
     };
+    bars.add_shares(format!("{} messages/s", count(latency.messages_a_second)), &latency.distribution);
     bars.trim();
     bars
 }

@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::numbers::{compact, step};
+use super::numbers::{compact, duration, step};
 use super::plot::{GRID, INK, PALETTE, element};
 
 const SIZE: (i32, i32) = (960, 280);
@@ -27,6 +27,13 @@ pub struct Bars {
 }
 
 impl Bars {
+    /// Adds what a histogram of seconds observed: upper bounds, and the share in each bucket, drawn in
+    /// percent. All have the same bounds.
+    pub fn add_shares(&mut self, name: String, shares: &[(f64, f64)]) {
+        self.buckets = shares.iter().map(|(bound, _)| format!("≤ {}", duration(*bound))).collect();
+        self.series.push((name, shares.iter().map(|(_, share)| share * 100.0).collect()));
+    }
+
     /// Leaves out the buckets at both ends that have next to nothing in any series.
     pub fn trim(&mut self) {
         let filled = |bucket: usize| {

@@ -115,11 +115,7 @@ pub async fn latency(bed: &mut Bed, finding: &mut Finding) -> Result<()> {
         );
         finding.require(format!("p50 at most 10 ms at {name}"), p50 <= 0.010);
         finding.require(format!("p99 at most 100 ms at {name}"), p99 <= 0.100);
-        let shares = change.buckets(LATENCY);
-        if bars.buckets.is_empty() {
-            bars.buckets = shares.iter().map(|(bound, _)| format!("≤ {}", duration(*bound))).collect();
-        }
-        bars.series.push((name, shares.into_iter().map(|(_, share)| share * 100.0).collect()));
+        bars.add_shares(name, &change.buckets(LATENCY));
     }
     bars.trim();
     finding.bars.push(bars);
