@@ -23,6 +23,9 @@ use crate::turns::{Name, Turns};
 const MOST_TIMES: usize = 4096;
 const LONG_AGO: Duration = Duration::from_mins(10);
 
+/// Pipelines and stores were listed.
+const ALL: (bool, bool) = (true, true);
+
 /// What reconciles share.
 pub struct Context {
     /// The API server.
@@ -63,7 +66,12 @@ pub struct Context {
 impl Context {
     /// Waits until all pipelines and stores are known: they speak of each other.
     pub async fn known(&self) {
-        let _ = self.listed.subscribe().wait_for(|(pipelines, stores)| *pipelines && *stores).await;
+        let _ = self.listed.subscribe().wait_for(|listed| *listed == ALL).await;
+    }
+
+    /// Whether they are.
+    pub fn is_known(&self) -> bool {
+        *self.listed.borrow() == ALL
     }
 
     /// All pipelines.

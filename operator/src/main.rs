@@ -161,6 +161,8 @@ fn log(format: LogFormat) {
 }
 
 async fn reconcile(options: Run, namespaces: Vec<String>) -> Result<(), Fault> {
+    // First: the first process of a container does not hear a signal that it has not asked for.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let metrics = Metrics::new()?;
     let cluster = kube::Config::infer().await?;
     let leadership = match options.elect.election() {
@@ -175,7 +177,6 @@ async fn reconcile(options: Run, namespaces: Vec<String>) -> Result<(), Fault> {
         pipelines_at_once: options.pipelines_at_once,
     };
     let (stopping, stop) = tokio::sync::watch::channel(false);
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}

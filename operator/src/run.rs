@@ -49,10 +49,15 @@ pub async fn run(
     for watch in watches {
         tasks.spawn(watch);
     }
+    let reports = Reports::default();
     let begin = async {
         caches.ready().await;
         ready.store(true, Ordering::Relaxed);
-        leads.wait_for(|leads| *leads).await.is_ok()
+        if leads.wait_for(|leads| *leads).await.is_err() {
+            return false;
+        }
+        poller::first(&caches, &reports, &metrics).await;
+        true
     };
     tokio::select! {
         begins = begin => if !begins { return },
@@ -61,8 +66,6 @@ pub async fn run(
         () = forget(&mut pipelines_asked, &metrics) => {}
         () = forget(&mut stores_asked, &metrics) => {}
     }
-    let reports = Reports::default();
-    poller::first(&caches, &reports, &metrics).await;
     tasks.spawn(poller::run(caches.clone(), reports.clone(), triggers.clone(), metrics.clone()));
     let reporter = Reporter { controller: "penstock".to_owned(), instance: std::env::var("POD_NAME").ok() };
     let context = Arc::new(Context {
@@ -98,8 +101,20 @@ pub async fn run(
     // Stores are reconciled with the pipelines' cache, and the other way round: both are set by now.
     let pipelines = drive(of_pipelines, &context, pipeline::reconcile);
     let stores = drive(of_stores, &context, store::reconcile);
-    tokio::join!(pipelines, stores);
+    tokio::select! {
+        _ = futures_util::future::join(pipelines, stores) => {}
+        () = told_too_early(&context, stop) => {}
+    }
     tasks.shutdown().await;
+}
+
+/// Told to stop before all is listed. A controller that is told so waits for its list for ever; and until
+/// all is listed no reconcile has begun: nothing is cut off.
+async fn told_too_early(context: &Context, mut stop: tokio::sync::watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+    if context.is_known() {
+        std::future::pending::<()>().await;
+    }
 }
 
 async fn forget<T>(asked: &mut mpsc::UnboundedReceiver<T>, metrics: &Metrics) {

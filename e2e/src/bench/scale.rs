@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sqlx::{Connection, Executor, PgConnection};
 
 use super::measure::{self, Run};
 use super::{Bench, RECEIVE_MAXIMUM, plan};
@@ -64,12 +63,11 @@ impl Bench {
         let worker = bed.worker().await?;
         let idle = worker.peak_memory()?;
         // Writers wait for a lock, so that the window fills.
-        let mut lock = PgConnection::connect(&bed.database.admin_url).await?;
-        lock.execute("BEGIN; LOCK TABLE penstock.sample IN ACCESS EXCLUSIVE MODE").await?;
+        let held = bed.hold_writers().await?;
         let messages =
             Source::fill(&Plan { address: bed.address.clone(), backlog: 5000, ..plan(POINTS) }).await?;
         worker.metric("the window is full", PATIENCE, |m| m.get("ingest_mqtt_unacked") >= 1000.0).await?;
-        lock.execute("ROLLBACK").await?;
+        held.release().await?;
         worker
             .metric("all is stored", PATIENCE, |m| m.get("ingest_committed_total") >= messages as f64)
             .await?;

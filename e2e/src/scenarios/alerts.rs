@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use sqlx::{Connection, Executor, PgConnection};
 
 use crate::bed::Bed;
 use crate::cluster::image::PENSTOCK;
@@ -147,11 +146,10 @@ async fn alerts_tell_a_broker_or_database_that_is_away_and_what_is_lost_late_or_
         prometheus.alert(alert, false, SOON).await?;
     }
     prometheus.alert("PenstockBrokerDrops", true, SOON).await?;
-    let mut blocker = PgConnection::connect(&bed.database.admin_url).await?;
-    blocker.execute("BEGIN; LOCK TABLE penstock.sample IN SHARE MODE").await?;
+    let held = bed.hold_writers().await?;
     prometheus.alert("PenstockBacklog", true, SOON).await?;
     prometheus.alert("PenstockCommitsLate", true, SOON).await?;
-    blocker.execute("ROLLBACK").await?;
+    held.release().await?;
     prometheus.alert("PenstockBacklog", false, SOON).await?;
     prometheus.alert("PenstockCommitsLate", false, SOON).await?;
     let bad = |n: u32| Outgoing {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use sqlx::Connection;
 
 use super::load::Load;
 use crate::bed::{Bed, require_identities};
@@ -55,15 +54,14 @@ async fn a_session_that_the_broker_lost_is_counted_and_what_was_in_hand_is_store
 ) -> Result<()> {
     let worker = bed.worker().await?;
     // Writers wait for a lock, so that messages are in hand when the broker forgets them.
-    let mut lock = sqlx::PgConnection::connect(&bed.database.admin_url).await?;
-    sqlx::raw_sql("BEGIN; LOCK TABLE penstock.sample IN ACCESS EXCLUSIVE MODE").execute(&mut lock).await?;
+    let held = bed.hold_writers().await?;
     bed.publish(numbered(0..200)).await?;
     worker.metric("all is in hand", LONG, |m| m.get("ingest_received_total") >= 200.0).await?;
     bed.broker()?.stop()?;
     bed.broker()?.wipe()?;
     bed.broker()?.start_again()?;
     worker.metric("the loss is counted", LONG, |m| m.get("ingest_mqtt_sessions_lost_total") > 0.0).await?;
-    sqlx::raw_sql("ROLLBACK").execute(&mut lock).await?;
+    held.release().await?;
     let metrics =
         worker.metric("what was in hand is stored", LONG, |m| m.get("ingest_points_total") >= 200.0).await?;
     ensure!(bed.sql::<i64>("SELECT count(*) FROM penstock.sample").await? == 200, "stored rows");
@@ -87,8 +85,7 @@ async fn acknowledgements_of_a_lost_session_take_nothing_from_the_next_one(bed: 
     let worker = bed.worker_with(|text| text.replace("receiveMaximum: 1000", "receiveMaximum: 20")).await?;
     bed.publish(numbered(0..200)).await?;
     worker.metric("the first are stored", LONG, |m| m.get("ingest_points_total") == 200.0).await?;
-    let mut lock = sqlx::PgConnection::connect(&bed.database.admin_url).await?;
-    sqlx::raw_sql("BEGIN; LOCK TABLE penstock.sample IN ACCESS EXCLUSIVE MODE").execute(&mut lock).await?;
+    let held = bed.hold_writers().await?;
     // Packet ids 201 to 220 are in hand when the broker forgets the session.
     bed.publish(numbered(200..220)).await?;
     worker.metric("they are in hand", LONG, |m| m.get("ingest_received_total") == 220.0).await?;
@@ -99,7 +96,7 @@ async fn acknowledgements_of_a_lost_session_take_nothing_from_the_next_one(bed: 
     // 1 to 20 are delivered, 21 to 400 wait in the broker.
     bed.publish(numbered(220..620)).await?;
     worker.metric("the window is full again", LONG, |m| m.get("ingest_received_total") == 240.0).await?;
-    sqlx::raw_sql("ROLLBACK").execute(&mut lock).await?;
+    held.release().await?;
     let metrics = worker.metric("all are stored", LONG, |m| m.get("ingest_points_total") == 620.0).await?;
     ensure!(bed.sql::<i64>("SELECT count(*) FROM penstock.sample").await? == 620, "stored rows");
     ensure!(metrics.get("ingest_stale_acks_dropped_total") >= 20.0, "old acknowledgements were dropped");
@@ -129,16 +126,13 @@ async fn acknowledgements_of_an_old_connection_are_dropped(bed: &mut Bed) -> Res
     let worker = bed.worker_with(|text| text.replace(&direct, &through)).await?;
     let load = Load::mixed(bed, 500.0);
     for _ in 0..3 {
-        let mut lock = sqlx::PgConnection::connect(&bed.database.admin_url).await?;
-        sqlx::raw_sql("BEGIN; LOCK TABLE penstock.sample IN ACCESS EXCLUSIVE MODE")
-            .execute(&mut lock)
-            .await?;
+        let held = bed.hold_writers().await?;
         tokio::time::sleep(Duration::from_millis(500)).await;
         proxy.set(Mode::Cut);
         worker.not_ready("broker_away").await?;
         proxy.set(Mode::Pass);
         worker.metric("connected again", LONG, |m| m.get("ingest_mqtt_connected") > 0.0).await?;
-        sqlx::raw_sql("ROLLBACK").execute(&mut lock).await?;
+        held.release().await?;
         worker.ready().await?;
     }
     let (_, metrics) = load.finish(bed, &worker).await?;

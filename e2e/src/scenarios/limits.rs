@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use sqlx::Connection;
 
 use crate::bed::{Bed, require_identities};
 use crate::compare::compare;
@@ -59,10 +58,9 @@ async fn the_status_says_whether_the_window_the_database_or_nothing_is_the_limit
         metrics.get("ingest_mqtt_rate_bound") > 0.0 && metrics.get("ingest_mqtt_round_trip_seconds") > 0.0
     };
     worker.metric("the bound and the round trip are told", LONG, told).await?;
-    let mut lock = sqlx::PgConnection::connect(&bed.database.admin_url).await?;
-    sqlx::raw_sql("BEGIN; LOCK TABLE penstock.sample IN ACCESS EXCLUSIVE MODE").execute(&mut lock).await?;
+    let held = bed.hold_writers().await?;
     limited_by(&worker, "database").await?;
-    sqlx::raw_sql("ROLLBACK").execute(&mut lock).await?;
+    held.release().await?;
     let metrics = worker.idle().await?;
     limited_by(&worker, "nothing").await?;
     require_identities(&metrics)?;

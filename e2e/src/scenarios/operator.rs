@@ -16,6 +16,7 @@ mod rollout;
 mod run;
 mod scale;
 mod sharding;
+mod stop;
 
 use crate::suite::Scenario;
 
@@ -36,6 +37,7 @@ pub fn all() -> Vec<Scenario> {
         hpa::all(),
         last::all(),
         faults::all(),
+        stop::all(),
     ]
     .concat()
 }

@@ -358,8 +358,7 @@ async fn missing_sequence_numbers_are_counted_and_redelivered_ones_are_not(bed: 
     ])
     .await?;
     committed(&worker, 2).await?;
-    let mut lock = PgConnection::connect(&bed.database.admin_url).await?;
-    lock.execute("BEGIN; LOCK TABLE penstock.sample IN ACCESS EXCLUSIVE MODE").await?;
+    let held = bed.hold_writers().await?;
     // 7 is missing, among what is delivered twice.
     let seqs = [2, 3, 4, 5, 6, 8, 9, 10];
     let topic = |seq: u64| if seq.is_multiple_of(2) { "plant/NDATA/line" } else { "plant/DDATA/line/pump" };
@@ -370,7 +369,7 @@ async fn missing_sequence_numbers_are_counted_and_redelivered_ones_are_not(bed: 
     worker.not_ready("broker_away").await?;
     proxy.set(Mode::Pass);
     worker.metric("they come again", LONG, |m| m.get("ingest_redelivered_total") == 8.0).await?;
-    lock.execute("ROLLBACK").await?;
+    held.release().await?;
     bed.publish(vec![data(topic(11), 21, 11)]).await?;
     committed(&worker, 2 + 8 + 8 + 1).await?;
     let metrics = worker.idle().await?;
@@ -386,8 +385,7 @@ async fn an_alias_that_changes_its_meaning_keeps_the_old_one_for_old_data_that_c
     bed: &mut Bed,
 ) -> Result<()> {
     let mut running = worker(bed).await?;
-    let mut lock = PgConnection::connect(&bed.database.admin_url).await?;
-    lock.execute("BEGIN; LOCK TABLE penstock.sample IN ACCESS EXCLUSIVE MODE").await?;
+    let held = bed.hold_writers().await?;
     let all = [
         birth("plant/NBIRTH/line", 0, 0, "pressure"),
         data("plant/NDATA/line", 10, 1),
@@ -397,7 +395,7 @@ async fn an_alias_that_changes_its_meaning_keeps_the_old_one_for_old_data_that_c
     bed.publish(all.to_vec()).await?;
     running.metric("all are in hand", LONG, |m| m.get("ingest_in_flight") == 4.0).await?;
     running.kill();
-    lock.execute("ROLLBACK").await?;
+    held.release().await?;
     running = bed.start("one", &[])?;
     running.ready().await?;
     committed(&running, 4).await?;

@@ -244,7 +244,6 @@ pub async fn populate_every_metric(bed: &mut Bed) -> Result<Vec<(String, f64)>> 
                 .replace("maxInHand: 64Mi", "maxInHand: 32Ki")
         })
         .await?;
-    let mut lock = PgConnection::connect(&bed.database.admin_url).await?;
     let mut missing = Vec::new();
     let topic = "traksense/t0/s1/dev-00000/telem";
     let sample = |n: u32| format!(r#"{{"schema":"v1","ts":"{}","points":[{{"name":"p0","v":{n}}}]}}"#, at(n));
@@ -286,7 +285,7 @@ pub async fn populate_every_metric(bed: &mut Bed) -> Result<Vec<(String, f64)>> 
     publish(&messages).await?;
     worker.idle().await?;
     // A writer waits for a lock while the connection is cut, and the budget fills.
-    lock.execute("BEGIN; LOCK TABLE penstock.sample IN ACCESS EXCLUSIVE MODE").await?;
+    let held = bed.hold_writers().await?;
     publish(&(60..90).map(|n| (topic, sample(n), 1)).collect::<Vec<_>>()).await?;
     publish(&(100..400).map(|n| (topic, sample(n), 0)).collect::<Vec<_>>()).await?;
     let stuck = worker
@@ -304,7 +303,7 @@ pub async fn populate_every_metric(bed: &mut Bed) -> Result<Vec<(String, f64)>> 
     );
     proxy.set(Mode::Cut);
     worker.not_ready("broker_away").await?;
-    lock.execute("ROLLBACK").await?;
+    held.release().await?;
     worker.metric("what was in hand is committed", LONG, |m| m.get("ingest_in_flight") == 0.0).await?;
     proxy.set(Mode::Pass);
     worker.ready().await?;

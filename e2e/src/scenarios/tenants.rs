@@ -4,7 +4,6 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sqlx::{Connection, Executor, PgConnection};
 
 use crate::bed::{Bed, require_identities};
 use crate::fleet::at;
@@ -109,15 +108,14 @@ async fn ten_thousand_messages_of_a_noisy_tenant_delay_a_quiet_one_by_a_batch_at
     // Series that are known, so that only turns decide.
     bed.publish((0..50).map(|n| one("noisy", n)).chain([one("quiet", 0)]).collect()).await?;
     worker.metric("they are known", LONG, |m| m.get("ingest_points_total") == 51.0).await?;
-    let mut lock = PgConnection::connect(&bed.database.admin_url).await?;
-    lock.execute("BEGIN; LOCK TABLE penstock.sample IN ACCESS EXCLUSIVE MODE").await?;
+    let held = bed.hold_writers().await?;
     bed.publish((100..10_100).map(|n| one("noisy", n)).collect()).await?;
     worker.metric("the noisy ones are in hand", LONG, |m| m.get("ingest_in_flight") == 10_000.0).await?;
     bed.publish(vec![one("quiet", 100)]).await?;
     worker
         .metric("the quiet one is in hand behind them", LONG, |m| m.get("ingest_in_flight") == 10_001.0)
         .await?;
-    lock.execute("ROLLBACK").await?;
+    held.release().await?;
     worker.metric("all are stored", LONG, |m| m.get("ingest_points_total") == 10_052.0).await?;
     // Transactions are numbered as they begin to write.
     let before: i64 = bed

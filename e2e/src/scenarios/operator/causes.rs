@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use sqlx::{Connection, Executor, PgConnection};
 
 use super::scale::stored;
 use crate::bed::Bed;
@@ -132,11 +131,10 @@ async fn a_full_queue_that_grows_old_is_told_and_drains_when_the_database_stores
     plant.ready(1).await.with_context(|| plant.logs())?;
     let load = Load::mixed(bed, 500.0);
     // It answers, and lets nobody write.
-    let mut blocker = PgConnection::connect(&bed.database.admin_url).await?;
-    blocker.execute("BEGIN; LOCK TABLE penstock.sample IN SHARE MODE").await?;
+    let held = bed.hold_writers().await?;
     not_ready(&plant, "queue_stuck").await?;
     plant.until("it says that it is pressed", |ipl| condition(ipl, "Backpressured").0 == "True").await?;
-    blocker.execute("ROLLBACK").await?;
+    held.release().await?;
     plant.ready(1).await.with_context(|| plant.logs())?;
     load.progress.stop.store(true, Ordering::SeqCst);
     stored(bed, &load.ledger().await?).await

@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use sqlx::{Connection, Executor, PgConnection};
 
 use super::scale::stored;
 use crate::adapter::Adapter;
@@ -53,12 +52,11 @@ async fn an_hpa_scales_by_the_queue_up_and_down_under_load_and_is_refused_beside
     let mut hpa = hpa()?;
     plant.apply(&hpa.to_string())?;
     // It answers, and lets nobody write: the queue grows.
-    let mut blocker = PgConnection::connect(&bed.database.admin_url).await?;
-    blocker.execute("BEGIN; LOCK TABLE penstock.sample IN SHARE MODE").await?;
+    let held = bed.hold_writers().await?;
     let told = |what: &str| format!("{what}\n{}", plant.kubectl(&["describe", "hpa"]).unwrap_or_default());
     let grown = |ipl: &Value| ipl["spec"]["replicas"] == MOST && ipl["status"]["replicas"] == MOST;
     plant.until("the HPA asked for more", grown).await.with_context(|| told("up"))?;
-    blocker.execute("ROLLBACK").await?;
+    held.release().await?;
     let shrunk = |ipl: &Value| ipl["spec"]["replicas"] == 1;
     plant.until("the HPA asked for fewer", shrunk).await.with_context(|| told("down"))?;
     plant.ready(1).await.with_context(|| plant.logs())?;
