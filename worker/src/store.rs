@@ -12,6 +12,7 @@ pub mod lease_rules;
 pub mod letter_search;
 pub mod letters;
 pub mod maintain;
+pub mod marks;
 mod patience;
 pub mod policy;
 pub mod rate;

@@ -10,6 +10,7 @@ use crate::fleet::at;
 use crate::publisher::Outgoing;
 use crate::scenario;
 use crate::suite::Scenario;
+use crate::worker::Metrics;
 
 const LONG: Duration = Duration::from_secs(60);
 const DEVICE: &str = "traksense/t0/s1/dev-00000";
@@ -17,6 +18,7 @@ const DEVICE: &str = "traksense/t0/s1/dev-00000";
 pub fn all() -> Vec<Scenario> {
     vec![
         scenario!(samples_out_of_order_and_twice_are_stored_once_and_the_first_value_wins),
+        scenario!(samples_that_others_stored_are_found_though_they_are_later_than_all_that_was_seen),
         scenario!(three_times_the_same_answer_is_one_row_and_an_older_one_changes_nothing),
         scenario!(events_and_metadata_that_come_twice_are_stored_once),
         scenario!(each_bad_message_has_its_reason_and_twice_delivered_is_one_dead_letter),
@@ -73,6 +75,46 @@ pub async fn samples_out_of_order_and_twice_are_stored_once_and_the_first_value_
         metrics.get("ingest_dead_letters_total/conflict") == 2.0,
         "a conflict that comes again is one dead letter"
     );
+    require_identities(&metrics)
+}
+
+async fn samples_that_others_stored_are_found_though_they_are_later_than_all_that_was_seen(
+    bed: &mut Bed,
+) -> Result<()> {
+    let worker = bed.worker().await?;
+    let publish = async |numbers: std::ops::Range<u32>, stored: f64, deduplicated: f64| {
+        bed.publish(numbers.map(|n| telemetry(&at(n), &n.to_string())).collect()).await?;
+        let all = |m: &Metrics| {
+            let outcome = |name: &str| m.get(&format!("ingest_outcomes_total/{name}"));
+            (outcome("stored"), outcome("deduplicated")) == (stored, deduplicated)
+        };
+        worker.metric("all are accounted for", LONG, all).await?;
+        worker.idle().await
+    };
+    publish(0..50, 50.0, 0.0).await?;
+    // Repeats come: from here on only samples that are not later than all others of their series are looked
+    // for.
+    publish(0..50, 50.0, 50.0).await?;
+    let before = publish(40..60, 60.0, 60.0).await?.get("ingest_db_errors_total/duplicate");
+    // Another writer's, of which the last ten differ from what is to come.
+    bed.execute(&format!(
+        "INSERT INTO penstock.sample (ts, series_id, quality, v_num) \
+         SELECT '{}'::timestamptz + (n - 60) * ('{}'::timestamptz - '{}'), s.series_id, 0, CASE WHEN n < 70 THEN n ELSE -n END \
+         FROM generate_series(60, 79) n, (SELECT DISTINCT series_id FROM penstock.sample) s",
+        at(60), at(61), at(60)
+    ))
+    .await?;
+    let metrics = publish(50..90, 70.0, 80.0).await?;
+    ensure!(
+        metrics.get("ingest_db_errors_total/duplicate") > before,
+        "those of others were found at once: this tests nothing"
+    );
+    ensure!(metrics.get("ingest_dead_letters_total/conflict") == 10.0, "those that differ are told");
+    let wrong: i64 = bed
+        .sql("SELECT count(*) FROM (SELECT row_number() OVER (ORDER BY ts) - 1 n, v_num FROM penstock.sample) s \
+              WHERE v_num <> CASE WHEN n BETWEEN 70 AND 79 THEN -n ELSE n END OR n > 89")
+        .await?;
+    ensure!(wrong == 0, "{wrong} rows are wrong");
     require_identities(&metrics)
 }
 

@@ -1,11 +1,13 @@
 //! Samples that are there already are found first, and only the others are copied: for the batches
-//! after one that held repeats. A COPY of the rest costs about half of the INSERT that staging needs.
+//! after one that held repeats. A COPY of the rest costs about half of the INSERT that staging needs. Only
+//! those are looked for that may be there by the marks.
 
 use std::collections::HashMap;
 
 use sqlx::{PgConnection, Row};
 
 use super::copy;
+use super::marks::Marks;
 use super::rows::{RowValue, SampleRow};
 use super::sqlstate::AttemptError;
 use super::transaction::copy_samples;
@@ -17,12 +19,19 @@ use crate::decode::Micros;
 type Stored = (Option<f64>, Option<bool>, Option<String>, i16);
 
 /// Stores the samples that are new. Equal ones that are there count as deduplicated, unequal ones are
-/// left out as dead letters. A row that another writer stores meanwhile is a duplicate error.
-pub async fn store(session: &mut Session, batch: &Batch, written: &mut Written) -> Result<(), AttemptError> {
-    let there = find(&mut session.connection, &batch.samples).await?;
+/// left out as dead letters. A row that another writer stores meanwhile, or that the marks took for new and
+/// is there, is a duplicate error.
+pub async fn store(
+    session: &mut Session,
+    batch: &Batch,
+    marks: &mut Marks,
+    written: &mut Written,
+) -> Result<(), AttemptError> {
+    let there = find(&mut session.connection, &batch.samples, &marks.suspects(&batch.samples)).await?;
+    marks.found(there.keys().map(|place| &batch.samples[*place]));
     let mut new = Vec::with_capacity(batch.samples.len() - there.len());
-    for (index, row) in batch.samples.iter().enumerate() {
-        match there.get(&(index as i64 + 1)) {
+    for (place, row) in batch.samples.iter().enumerate() {
+        match there.get(&place) {
             None => new.push(*row),
             Some(stored) if same(row, stored, &batch.arena) => written.outcome.deduplicated += 1,
             Some(_) => written.refused.push(conflict(row)),
@@ -34,12 +43,13 @@ pub async fn store(session: &mut Session, batch: &Batch, written: &mut Written) 
     Ok(())
 }
 
-/// What is stored for the rows' series and times, by the row's place, counted from 1.
+/// What is stored for the series and times of rows at these places, by place.
 async fn find(
     connection: &mut PgConnection,
     rows: &[SampleRow],
-) -> Result<HashMap<i64, Stored>, sqlx::Error> {
-    let times = || rows.iter().map(|row| row.ts);
+    places: &[usize],
+) -> Result<HashMap<usize, Stored>, AttemptError> {
+    let times = || places.iter().map(|place| rows[*place].ts);
     let (Some(first), Some(last)) = (times().min(), times().max()) else { return Ok(HashMap::new()) };
     // The bounds spare chunks that hold none of these times; LIMIT keeps the planner to one index probe
     // a row, whatever it thinks of the arrays.
@@ -52,14 +62,18 @@ async fn find(
              AND s.ts >= 'epoch'::timestamptz + $3 * interval '1 microsecond' \
              AND s.ts <= 'epoch'::timestamptz + $4 * interval '1 microsecond' LIMIT 1) x",
     )
-    .bind(rows.iter().map(|row| row.series_id).collect::<Vec<i32>>())
+    .bind(places.iter().map(|place| rows[*place].series_id).collect::<Vec<i32>>())
     .bind(times().collect::<Vec<Micros>>())
     .bind(first)
     .bind(last)
     .fetch_all(connection)
     .await?
     .iter()
-    .map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?))))
+    .map(|row| {
+        // WITH ORDINALITY counts from 1.
+        let place = places[row.try_get::<i64, _>(0)? as usize - 1];
+        Ok((place, (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?)))
+    })
     .collect()
 }
 

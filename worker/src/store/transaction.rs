@@ -3,6 +3,7 @@
 
 use sqlx::{Executor, PgConnection, Row};
 
+use super::marks::Marks;
 use super::rows::{AckRow, EventRow, MetadataRow};
 use super::sqlstate::AttemptError;
 use super::writer::{Session, Written};
@@ -30,6 +31,7 @@ pub async fn run(
     batch: &Batch,
     pipeline: &str,
     path: Path,
+    marks: &mut Marks,
 ) -> Result<Written, AttemptError> {
     session.connection.execute("BEGIN").await?;
     let mut written = Written::default();
@@ -40,7 +42,7 @@ pub async fn run(
                 copy_samples(session).await?;
                 written.samples_stored = batch.samples.len() as u64;
             }
-            Path::Sifted => sift::store(session, batch, &mut written).await?,
+            Path::Sifted => sift::store(session, batch, marks, &mut written).await?,
             Path::Staged => staging::store(session, batch, &mut written).await?,
         }
         written.outcome.stored = written.samples_stored;

@@ -8,6 +8,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::sync::{Mutex, watch};
 
 use super::breaker::Breaker;
+use super::marks::Marks;
 use super::sqlstate::{AttemptError, Class};
 use super::transaction::{self, Path};
 use crate::batch::{Batch, Outcome};
@@ -34,7 +35,7 @@ pub struct Writer {
     /// How the next batch is stored, by what the last one was like.
     path: Path,
     /// Writers take turns while repeats come: what one of them writes, the next must see.
-    turn: Arc<Mutex<()>>,
+    turn: Arc<Mutex<Marks>>,
     deadline: Duration,
 }
 
@@ -101,7 +102,7 @@ impl Writer {
         pipeline: Arc<str>,
         breaker: Arc<Breaker>,
         metrics: Metrics,
-        turn: Arc<Mutex<()>>,
+        turn: Arc<Mutex<Marks>>,
     ) -> Self {
         Self {
             access,
@@ -120,16 +121,21 @@ impl Writer {
         batch.fold();
         // The last one is next: a batch, or what halving left of it.
         let mut parts = vec![batch];
+        // Whether the last attempt failed: what the marks take for new may be there.
+        let mut in_doubt = false;
         while let Some(mut part) = parts.pop() {
             self.breaker.permit().await;
             let path = if part.is_redelivered() { self.path.max(Path::Sifted) } else { self.path };
             let turn = Arc::clone(&self.turn);
-            let turn = if path > Path::Direct { Some(turn.lock().await) } else { None };
-            let started = Instant::now();
-            let attempted = self.attempt(&part, path).await;
-            drop(turn);
-            match attempted {
+            let mut turn = if path > Path::Direct { Some(turn.lock().await) } else { None };
+            let (started, mut none) = (Instant::now(), Marks::default());
+            let marks = turn.as_deref_mut().unwrap_or(&mut none);
+            if in_doubt {
+                marks.distrust();
+            }
+            match self.attempt(&part, path, marks).await {
                 Ok(written) => {
+                    in_doubt = false;
                     self.breaker.succeeded();
                     self.deadline = FIRST_DEADLINE;
                     let attempt = started..Instant::now();
@@ -137,6 +143,7 @@ impl Writer {
                     if path > Path::Direct && !part.samples.is_empty() {
                         self.metrics.staged_batches.inc();
                         self.path = written.next_path();
+                        if self.path == Path::Direct { marks.forget() } else { marks.raise(&part.samples) }
                     }
                     part.dead.extend(written.refused);
                     done(Committed {
@@ -148,13 +155,23 @@ impl Writer {
                         attempt,
                     });
                 }
-                Err(error) => self.settle(&error, path, part, &mut parts),
+                Err(error) => {
+                    self.settle(&error, path, in_doubt, part, &mut parts);
+                    in_doubt = true;
+                }
             }
         }
     }
 
-    /// Decides what to try next after a failed attempt.
-    fn settle(&mut self, error: &AttemptError, path: Path, mut part: Batch, parts: &mut Vec<Batch>) {
+    /// Decides what to try next after an attempt that failed, the first one or one that looked for all.
+    fn settle(
+        &mut self,
+        error: &AttemptError,
+        path: Path,
+        looked_for_all: bool,
+        mut part: Batch,
+        parts: &mut Vec<Batch>,
+    ) {
         let class = match error.class() {
             // Another writer's row came between; the next look sees it.
             Class::Duplicate if path == Path::Staged => Class::Retry,
@@ -163,7 +180,7 @@ impl Writer {
         self.metrics.db_errors.with_label_values(&[class.as_str()]).inc();
         match class {
             Class::Retry | Class::Stop => return self.wait(class, error, part, parts),
-            Class::Duplicate if path == Path::Direct => self.path = Path::Sifted,
+            Class::Duplicate if path == Path::Direct || !looked_for_all => self.path = Path::Sifted,
             // Staging stores what it can of the samples.
             Class::Duplicate => self.path = Path::Staged,
             Class::Poison if path < Path::Staged && !part.samples.is_empty() => self.path = Path::Staged,
@@ -196,7 +213,12 @@ impl Writer {
     }
 
     /// One attempt. The connection survives only a success.
-    async fn attempt(&mut self, batch: &Batch, path: Path) -> Result<Written, AttemptError> {
+    async fn attempt(
+        &mut self,
+        batch: &Batch,
+        path: Path,
+        marks: &mut Marks,
+    ) -> Result<Written, AttemptError> {
         let mut session = self.session.take();
         let (access, pipeline) = (&self.access, &self.pipeline);
         let attempt = async move {
@@ -207,7 +229,7 @@ impl Writer {
                 let connection = PgConnection::connect_with(&options).await?;
                 Session { connection, staged: false, buffer: Vec::new() }
             };
-            let written = transaction::run(&mut session, batch, pipeline, path).await?;
+            let written = transaction::run(&mut session, batch, pipeline, path, marks).await?;
             Ok((session, written))
         };
         let (session, written) = tokio::time::timeout(self.deadline, attempt)
