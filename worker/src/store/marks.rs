@@ -11,28 +11,21 @@ use super::rows::SampleRow;
 use crate::decode::Micros;
 
 /// The latest time of each series among what was stored or found lately.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Marks {
     latest: HashMap<i32, Micros>,
-    are_trusted: bool,
-}
-
-impl Default for Marks {
-    fn default() -> Self {
-        Self { latest: HashMap::new(), are_trusted: true }
-    }
+    are_in_doubt: bool,
 }
 
 impl Marks {
-    /// The places of rows that may be there already.
-    pub fn suspects(&self, rows: &[SampleRow]) -> Vec<usize> {
-        let is_suspect = |row: &SampleRow| !self.are_trusted || !self.is_later(row).unwrap_or_default();
-        (0..rows.len()).filter(|place| is_suspect(&rows[*place])).collect()
+    /// Rows that may be there already, and those that are taken for new.
+    pub fn divide(&self, rows: &[SampleRow]) -> (Vec<SampleRow>, Vec<SampleRow>) {
+        rows.iter().partition(|row| self.are_in_doubt || !self.is_later(row))
     }
 
-    /// They are trusted again if none of the rows that were found is later than its mark.
-    pub fn found<'a>(&mut self, rows: impl Iterator<Item = &'a SampleRow>) {
-        self.are_trusted = !rows.into_iter().any(|row| self.is_later(row).unwrap_or_default());
+    /// Of those that may be there these were. The doubt is over if none of them is later than its mark.
+    pub fn found(&mut self, rows: &[SampleRow]) {
+        self.are_in_doubt = rows.iter().any(|row| self.is_later(row));
     }
 
     /// These rows are stored, or were there.
@@ -44,8 +37,8 @@ impl Marks {
     }
 
     /// Something went wrong: all rows are looked for next.
-    pub fn distrust(&mut self) {
-        self.are_trusted = false;
+    pub fn doubt(&mut self) {
+        self.are_in_doubt = true;
     }
 
     /// What is stored from now on is not told here.
@@ -54,8 +47,8 @@ impl Marks {
     }
 
     /// Nothing is known of a series that has no mark.
-    fn is_later(&self, row: &SampleRow) -> Option<bool> {
-        self.latest.get(&row.series_id).map(|mark| row.ts > *mark)
+    fn is_later(&self, row: &SampleRow) -> bool {
+        self.latest.get(&row.series_id).is_some_and(|mark| row.ts > *mark)
     }
 }
 
@@ -72,8 +65,16 @@ mod tests {
         SampleRow { series_id, ts, value: RowValue::Null, quality: 0, delivery: 0, part: 0 }
     }
 
-    fn suspects(marks: &Marks, rows: &[(i32, Micros)]) -> Vec<usize> {
-        marks.suspects(&rows.iter().copied().map(row).collect::<Vec<_>>())
+    fn key(row: &SampleRow) -> (i32, Micros) {
+        (row.series_id, row.ts)
+    }
+
+    /// Which of four rows are looked for, by place.
+    fn suspects(marks: &Marks, keys: &[(i32, Micros); 4]) -> Vec<usize> {
+        let (suspects, new) = marks.divide(&keys.map(row));
+        let place = |row: &SampleRow| keys.iter().position(|other| *other == key(row)).unwrap();
+        assert_eq!(suspects.len() + new.len(), keys.len());
+        suspects.iter().map(place).collect()
     }
 
     #[test]
@@ -83,11 +84,11 @@ mod tests {
         assert_eq!(suspects(&marks, &rows), [0, 1, 2, 3], "nothing is known");
         marks.raise(&[row((1, 20)), row((1, 7))]);
         assert_eq!(suspects(&marks, &rows), [0, 1, 3]);
-        marks.distrust();
+        marks.doubt();
         assert_eq!(suspects(&marks, &rows), [0, 1, 2, 3]);
-        marks.found([row((1, 21))].iter());
+        marks.found(&[row((1, 21))]);
         assert_eq!(suspects(&marks, &rows), [0, 1, 2, 3], "another would have been taken for new");
-        marks.found([row((1, 20)), row((2, 5))].iter());
+        marks.found(&[row((1, 20)), row((2, 5))]);
         assert_eq!(suspects(&marks, &rows), [0, 1, 3]);
         marks.forget();
         assert_eq!(suspects(&marks, &rows), [0, 1, 2, 3]);
@@ -99,18 +100,18 @@ mod tests {
         for attempt in 1..=9 {
             if attempt > 1 {
                 // Another writer's batch was as expected meanwhile.
-                marks.found([].iter());
-                marks.distrust();
+                marks.found(&[]);
+                marks.doubt();
             }
-            let found: BTreeSet<usize> =
-                marks.suspects(&samples).into_iter().filter(|place| table.contains(&rows[*place])).collect();
-            marks.found(found.iter().map(|place| &samples[*place]));
-            let new = (0..rows.len()).filter(|place| !found.contains(place)).map(|place| rows[place]);
-            let new: Vec<(i32, Micros)> = new.collect();
-            if new.iter().any(|key| table.contains(key)) {
+            let (suspects, mut new) = marks.divide(&samples);
+            let (found, not_found): (Vec<_>, Vec<_>) =
+                suspects.into_iter().partition(|row| table.contains(&key(row)));
+            marks.found(&found);
+            new.extend(not_found);
+            if new.iter().any(|row| table.contains(&key(row))) {
                 continue;
             }
-            table.extend(new);
+            table.extend(new.iter().map(key));
             marks.raise(&samples);
             return attempt;
         }

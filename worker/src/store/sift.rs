@@ -27,29 +27,36 @@ pub async fn store(
     marks: &mut Marks,
     written: &mut Written,
 ) -> Result<(), AttemptError> {
-    let there = find(&mut session.connection, &batch.samples, &marks.suspects(&batch.samples)).await?;
-    marks.found(there.keys().map(|place| &batch.samples[*place]));
-    let mut new = Vec::with_capacity(batch.samples.len() - there.len());
-    for (place, row) in batch.samples.iter().enumerate() {
-        match there.get(&place) {
-            None => new.push(*row),
-            Some(stored) if same(row, stored, &batch.arena) => written.outcome.deduplicated += 1,
-            Some(_) => written.refused.push(conflict(row)),
+    let (suspects, mut new) = marks.divide(&batch.samples);
+    let there = find(&mut session.connection, &suspects).await?;
+    let mut found = Vec::with_capacity(there.len());
+    for (index, row) in suspects.into_iter().enumerate() {
+        let Some(stored) = there.get(&(index as i64 + 1)) else {
+            new.push(row);
+            continue;
+        };
+        found.push(row);
+        if same(&row, stored, &batch.arena) {
+            written.outcome.deduplicated += 1;
+        } else {
+            written.refused.push(conflict(&row));
         }
     }
+    marks.found(&found);
+    // In the order of all batches: processes that write at the same time cannot deadlock.
+    new.sort_unstable_by_key(|row| (row.series_id, row.ts));
     copy::sample_stream(&new, &batch.arena, &mut session.buffer);
     copy_samples(session).await?;
     written.samples_stored = new.len() as u64;
     Ok(())
 }
 
-/// What is stored for the series and times of rows at these places, by place.
+/// What is stored for the rows' series and times, by the row's place, counted from 1.
 async fn find(
     connection: &mut PgConnection,
     rows: &[SampleRow],
-    places: &[usize],
-) -> Result<HashMap<usize, Stored>, AttemptError> {
-    let times = || places.iter().map(|place| rows[*place].ts);
+) -> Result<HashMap<i64, Stored>, sqlx::Error> {
+    let times = || rows.iter().map(|row| row.ts);
     let (Some(first), Some(last)) = (times().min(), times().max()) else { return Ok(HashMap::new()) };
     // The bounds spare chunks that hold none of these times; LIMIT keeps the planner to one index probe
     // a row, whatever it thinks of the arrays.
@@ -62,18 +69,14 @@ async fn find(
              AND s.ts >= 'epoch'::timestamptz + $3 * interval '1 microsecond' \
              AND s.ts <= 'epoch'::timestamptz + $4 * interval '1 microsecond' LIMIT 1) x",
     )
-    .bind(places.iter().map(|place| rows[*place].series_id).collect::<Vec<i32>>())
+    .bind(rows.iter().map(|row| row.series_id).collect::<Vec<i32>>())
     .bind(times().collect::<Vec<Micros>>())
     .bind(first)
     .bind(last)
     .fetch_all(connection)
     .await?
     .iter()
-    .map(|row| {
-        // WITH ORDINALITY counts from 1.
-        let place = places[row.try_get::<i64, _>(0)? as usize - 1];
-        Ok((place, (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?)))
-    })
+    .map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?))))
     .collect()
 }
 

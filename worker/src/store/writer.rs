@@ -131,7 +131,7 @@ impl Writer {
             let (started, mut none) = (Instant::now(), Marks::default());
             let marks = turn.as_deref_mut().unwrap_or(&mut none);
             if in_doubt {
-                marks.distrust();
+                marks.doubt();
             }
             match self.attempt(&part, path, marks).await {
                 Ok(written) => {
