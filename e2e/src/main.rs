@@ -14,6 +14,7 @@ mod faults;
 mod fleet;
 mod listener;
 mod local;
+mod operator;
 mod plant;
 mod proxy;
 mod publisher;

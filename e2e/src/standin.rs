@@ -29,7 +29,7 @@ pub use self::world::ShardId;
 use self::world::World;
 
 /// Where the operator asks workers; each pod has an address of its own on this machine's loopback.
-const PORT: u16 = 9100;
+pub const PORT: u16 = 9100;
 /// Pods whose status is written at a time.
 const AT_ONCE: usize = 16;
 const TRIES: u32 = 5;

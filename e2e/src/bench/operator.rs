@@ -4,7 +4,6 @@
 mod calls;
 mod report;
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +16,7 @@ use rustix::process::Signal;
 use self::calls::Calls;
 use self::report::{Applied, Cold, Report, Rest};
 use crate::cluster::Cluster;
+use crate::operator;
 use crate::stack::{self, free_port, process::Process};
 use crate::standin::{self, StandIn};
 use crate::wait::until_async;
@@ -69,10 +69,6 @@ pub async fn run() -> Result<()> {
     std::fs::write(&file, serde_json::to_string_pretty(&report)?)?;
     println!("written to {}", file.display());
     Ok(())
-}
-
-fn path(inside: &str) -> String {
-    stack::project().join(inside).to_string_lossy().into_owned()
 }
 
 fn namespace(size: u32) -> String {
@@ -136,17 +132,8 @@ impl Bench {
     /// The operator, for the namespace of so many pipelines alone.
     async fn start(&self, size: u32) -> Result<Operator> {
         let (port, log) = (free_port()?, stack::folder().join("operator.log"));
-        let kubeconfig = self.cluster.kubeconfig_of_operator()?;
-        let arguments = [
-            format!("KUBECONFIG={}", kubeconfig.display()),
-            binary().display().to_string(),
-            format!("--namespaces={}", namespace(size)),
-            "run".to_owned(),
-            "--no-election".to_owned(),
-            "--worker-image=localhost/none".to_owned(),
-            format!("--http=127.0.0.1:{port}"),
-        ];
-        let process = Process::start("operator", None, "env", &arguments, &log)?;
+        let process =
+            operator::start(&self.cluster, &namespace(size), &["--no-election".to_owned()], port, &log)?;
         let operator = Operator { process, pages: Pages::at(port), started: Instant::now() };
         until_async("the operator answers", PATIENCE, || async { operator.metrics().await.is_ok() })
             .await
@@ -157,10 +144,9 @@ impl Bench {
     /// Creates so many pipelines, and waits until all that belongs to them is made, and they are ready.
     async fn apply(&self, operator: &Operator, size: u32) -> Result<Applied> {
         let namespace = namespace(size);
-        self.cluster.kubectl(&["create", "namespace", &namespace])?;
-        let example = penstock_crds::Manifest::parse(&std::fs::read_to_string(path("examples/plant.yaml"))?)?;
+        let example = operator::example()?;
+        operator::make_namespace(&self.client, &namespace, &example.store).await?;
         let stores: Api<TelemetryStore> = Api::namespaced(self.client.clone(), &namespace);
-        stores.create(&PostParams::default(), &example.store).await?;
         until_async("the store's schema is ready", PATIENCE, || async {
             stores
                 .get("main")
@@ -323,8 +309,4 @@ fn created(metrics: &Metrics) -> f64 {
 
 fn memory(operator: &Operator) -> Result<f64> {
     Ok(memory_of(operator.process.id(), "VmRSS:")? as f64 / f64::from(1 << 20))
-}
-
-fn binary() -> PathBuf {
-    Path::new(&path("target/release")).join("penstock-operator")
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
-use penstock_crds::{IngestPipeline, Manifest, TelemetryStore};
+use penstock_crds::{IngestPipeline, Manifest};
 use penstock_operator::kinds::Kind;
 use penstock_operator::metrics::Metrics;
 use penstock_operator::plan::Plan;
@@ -22,9 +22,9 @@ use tokio::task::JoinHandle;
 use crate::bed::Bed;
 use crate::cluster::Cluster;
 use crate::faults::Faults;
+use crate::operator;
 use crate::plant::{PIPELINE, is_settled};
 use crate::scenario;
-use crate::stack;
 use crate::standin::{self, StandIn};
 use crate::suite::Scenario;
 
@@ -127,8 +127,7 @@ impl World {
         let config = standin::config(cluster.kubeconfig()).await?;
         let client = Client::try_from(config.clone())?;
         let stand_in = StandIn::start(client.clone()).await?;
-        let example = std::fs::read_to_string(stack::project().join("examples/plant.yaml"))?;
-        Ok(Self { client, config, stand_in, example: Manifest::parse(&example)? })
+        Ok(Self { client, config, stand_in, example: operator::example()? })
     }
 
     fn operator(&self, namespace: &str, faults: &Faults) -> Result<Operator> {
@@ -182,13 +181,7 @@ impl Life<'_> {
     }
 
     async fn begin(&self) -> Result<()> {
-        let client = &self.world.client;
-        let namespace = serde_json::from_value(json!({"metadata": {"name": self.namespace}}))?;
-        Api::<k8s_openapi::api::core::v1::Namespace>::all(client.clone())
-            .create(&PostParams::default(), &namespace)
-            .await?;
-        let stores: Api<TelemetryStore> = Api::namespaced(client.clone(), self.namespace);
-        stores.create(&PostParams::default(), &self.world.example.store).await?;
+        operator::make_namespace(&self.world.client, self.namespace, &self.world.example.store).await?;
         let mut pipeline = self.world.example.pipeline.clone();
         pipeline.spec.replicas = 1;
         // As a user may write it, and the API server reads it back otherwise.

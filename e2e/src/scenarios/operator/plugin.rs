@@ -13,6 +13,7 @@ use penstock_operator::preview::{Move, Preview};
 
 use super::scale::stored;
 use crate::bed::Bed;
+use crate::operator;
 use crate::plant::{PATIENCE, Plant, condition};
 use crate::publisher::Outgoing;
 use crate::scenario;
@@ -52,7 +53,7 @@ fn owners(plan: &Value) -> Result<BTreeMap<String, u32>> {
 
 /// The same question without a cluster, of what is stored in it.
 fn offline(bed: &Bed, map: &Value, replicas: &str) -> Result<Preview> {
-    let mut operator = Command::new(stack::project().join("target/release/penstock-operator"));
+    let mut operator = Command::new(operator::binary());
     operator.args(["plan", "--json", "--replicas", replicas]);
     for (argument, key) in [("--file", "manifest.yaml"), ("--observed", "plan.json")] {
         let file = bed.folder.join(key);

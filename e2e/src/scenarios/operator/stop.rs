@@ -6,20 +6,21 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
-use penstock_crds::{IngestPipeline, Manifest, TelemetryStore};
+use penstock_crds::{IngestPipeline, Manifest};
 use penstock_operator::names;
 use rustix::process::Signal;
 use serde_json::json;
 
 use crate::bed::Bed;
 use crate::cluster::Cluster;
+use crate::operator;
 use crate::plant::PIPELINE;
 use crate::scenario;
-use crate::stack::{self, free_port, process::Process};
+use crate::stack::{self, free_port};
 use crate::standin;
 use crate::suite::Scenario;
 use crate::wait::until_async;
@@ -44,7 +45,7 @@ async fn an_operator_told_to_stop_as_soon_as_it_leads_ends_and_gives_its_lease_b
     let client = standin::client(cluster.kubeconfig()).await?;
     let quick = namespace(&client, "quick").await?;
     let slow = namespace(&client, "slow").await?;
-    let _never_accepts = TcpListener::bind((SILENT, 9100)).context("a worker's port")?;
+    let _never_accepts = TcpListener::bind((SILENT, standin::PORT)).context("a worker's port")?;
     silent_worker(&client, &slow).await?;
     for (number, after) in MOMENTS.into_iter().enumerate() {
         for namespace in [&quick, &slow] {
@@ -65,13 +66,10 @@ async fn an_operator_told_to_stop_as_soon_as_it_leads_ends_and_gives_its_lease_b
 /// A namespace with a pipeline and its store.
 async fn namespace(client: &Client, title: &str) -> Result<String> {
     let name = format!("stop-{title}-{:06x}", fastrand::u32(..1 << 24));
-    let namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
-    Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await?;
-    let example = Manifest::parse(&std::fs::read_to_string(stack::project().join("examples/plant.yaml"))?)?;
-    let stores: Api<TelemetryStore> = Api::namespaced(client.clone(), &name);
-    stores.create(&PostParams::default(), &example.store).await?;
+    let Manifest { pipeline, store, .. } = operator::example()?;
+    operator::make_namespace(client, &name, &store).await?;
     let pipelines: Api<IngestPipeline> = Api::namespaced(client.clone(), &name);
-    pipelines.create(&PostParams::default(), &example.pipeline).await?;
+    pipelines.create(&PostParams::default(), &pipeline).await?;
     Ok(name)
 }
 
@@ -104,18 +102,9 @@ async fn stop_after(
     after: Duration,
 ) -> Result<()> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    let election = [format!("--lease-namespace={namespace}"), format!("--lease={lease}")];
     let log = stack::folder().join("stop.log");
-    let arguments = [
-        format!("KUBECONFIG={}", cluster.kubeconfig_of_operator()?.display()),
-        stack::project().join("target/release/penstock-operator").display().to_string(),
-        format!("--namespaces={namespace}"),
-        "run".to_owned(),
-        format!("--lease-namespace={namespace}"),
-        format!("--lease={lease}"),
-        "--worker-image=localhost/none".to_owned(),
-        format!("--http=127.0.0.1:{}", free_port()?),
-    ];
-    let mut operator = Process::start("operator", None, "env", &arguments, &log)?;
+    let mut operator = operator::start(cluster, namespace, &election, free_port()?, &log)?;
     // A watch: one who looks now and then would miss the first moments.
     let leads = |lease: Option<&Lease>| lease.is_some_and(|lease| holder(lease).is_some());
     let leads = tokio::time::timeout(PATIENCE, await_condition(leases.clone(), lease, leads));
