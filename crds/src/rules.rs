@@ -136,7 +136,7 @@ pub(crate) fn shared_is_version_5() -> Rule {
 
 pub(crate) fn births_stay_with_their_data() -> Rule {
     rule(
-        "self.sharding.by != 'Shared' || (has(self.autoscaling) ? self.autoscaling.maxReplicas : self.replicas) <= 1 || !self.source.mqtt.subscriptions.exists(s, s.format == 'SparkplugB')",
+        "self.sharding.by != 'Shared' || (has(self.autoscaling) ? self.autoscaling.maxReplicas : self.replicas) <= 1 || !self.source.mqtt.subscriptions.exists(s, s.format == 'SparkplugB' || (s.format == 'Auto' && s.filter.startsWith('spBv1.0/')))",
         "Shared parts the births of Sparkplug's edge nodes from their data; write Topic or Tenant, or let there be one shard: spec.replicas, or autoscaling.maxReplicas",
     )
     .field_path(".sharding.by")

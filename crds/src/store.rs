@@ -1,5 +1,6 @@
 //! `TelemetryStore`: a database, and what is kept there for how long.
 
+use k8s_openapi::api::core::v1::LocalObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -78,7 +79,7 @@ pub struct TelemetryStoreSpec {
 }
 
 /// When `maintain` runs, and how.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Maintenance {
     /// A cron schedule, in the cluster's time zone.
@@ -88,11 +89,15 @@ pub struct Maintenance {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 500))]
     pub image: Option<String>,
+    /// Secrets to pull it with.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub image_pull_secrets: Vec<LocalObjectReference>,
 }
 
 impl Default for Maintenance {
     fn default() -> Self {
-        Self { schedule: "23 * * * *".to_owned(), image: None }
+        Self { schedule: "23 * * * *".to_owned(), image: None, image_pull_secrets: Vec::new() }
     }
 }
 

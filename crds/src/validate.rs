@@ -226,7 +226,10 @@ fn authorities(path: &str, tls: Option<&Tls>, errors: &mut Errors) {
 
 fn sharding(spec: &IngestPipelineSpec, errors: &mut Errors) {
     let (mqtt, sharding) = (&spec.source.mqtt, &spec.sharding);
-    let sparkplug = mqtt.subscriptions.iter().any(|subscription| subscription.format == Format::SparkplugB);
+    let sparkplug = mqtt.subscriptions.iter().any(|subscription| match subscription.format {
+        Format::Auto => subscription.filter.starts_with("spBv1.0/"),
+        format => format == Format::SparkplugB,
+    });
     let most = spec.autoscaling.as_ref().map_or(spec.replicas, |scaling| scaling.max_replicas);
     if sparkplug && sharding.by == ShardBy::Shared && most > 1 {
         errors.add(

@@ -44,7 +44,7 @@ pub async fn reconcile(store: Arc<TelemetryStore>, ctx: Shared) -> Result<Action
     let result = match resolve::store(&store) {
         Err(fault) => Ok(Say::that(false, fault.reason(), fault.to_string())),
         Ok((manifest, credentials)) => {
-            let migration = files_digest(&manifest, build::image(&store, &ctx.config));
+            let migration = files_digest(&manifest, &build::pulled(&store, &ctx.config));
             let mut wanted = vec![
                 files::store(&owner, &manifest),
                 build::account(&owner),

@@ -21,7 +21,7 @@ pub fn not_yet(manifest: &Manifest) -> Vec<String> {
     let spec = &manifest.pipeline.spec;
     [
         (spec.suspend, "spec.suspend: only an operator parks a shard; this worker consumes"),
-        (spec.autoscaling.is_some(), "spec.autoscaling: nothing scales by itself in this version"),
+        (spec.autoscaling.is_some(), "spec.autoscaling: only an operator scales; this worker runs one shard"),
     ]
     .into_iter()
     .filter(|(asked, _)| *asked)

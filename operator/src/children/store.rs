@@ -13,8 +13,14 @@ use crate::names;
 use crate::resolve::{Config, Credential};
 
 /// The image of a store's jobs.
-pub fn image<'a>(store: &'a TelemetryStore, config: &'a Config) -> &'a str {
+fn image<'a>(store: &'a TelemetryStore, config: &'a Config) -> &'a str {
     store.spec.maintenance.image.as_deref().unwrap_or(&config.worker_image)
+}
+
+/// What a migration is made by, beside the manifest: one that cannot pull its image is made anew by other Secrets.
+pub fn pulled(store: &TelemetryStore, config: &Config) -> String {
+    let secrets = store.spec.maintenance.image_pull_secrets.iter().map(|secret| secret.name.as_str());
+    std::iter::once(image(store, config)).chain(secrets).collect::<Vec<_>>().join(" ")
 }
 
 /// Name of the migration Job. Another digest of manifest and image is another migration, and another Job.
@@ -87,5 +93,9 @@ fn template(
     };
     let mut template = pod.template();
     template["spec"]["restartPolicy"] = json!("Never");
+    let secrets = &store.spec.maintenance.image_pull_secrets;
+    if !secrets.is_empty() {
+        template["spec"]["imagePullSecrets"] = json!(secrets);
+    }
     template
 }
