@@ -18,16 +18,19 @@ BEGIN
 
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'penstock_worker') THEN
     GRANT USAGE ON SCHEMA penstock TO penstock_worker;
-    GRANT SELECT ON penstock._sqlx_migrations TO penstock_worker;
-    GRANT SELECT, INSERT ON penstock.device, penstock.sample, penstock.message, penstock.event,
-      penstock.dead_payload TO penstock_worker;
-    GRANT SELECT, INSERT, UPDATE ON penstock.tenant, penstock.series, penstock.command_ack, penstock.dead_letter
+    GRANT SELECT ON penstock._sqlx_migrations, penstock.horizon TO penstock_worker;
+    GRANT SELECT, INSERT ON penstock.device, penstock.sample, penstock.message, penstock.event
       TO penstock_worker;
+    GRANT SELECT, INSERT, UPDATE ON penstock.tenant, penstock.series, penstock.command_ack, penstock.dead_letter,
+      penstock.dead_payload TO penstock_worker;
     GRANT SELECT, INSERT, UPDATE, DELETE ON penstock.shard_lease, penstock.shard_instance TO penstock_worker;
     GRANT SELECT, INSERT, UPDATE, DELETE ON penstock.sparkplug_birth, penstock.sparkplug_state TO penstock_worker;
     EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO penstock_worker', current_database());
   END IF;
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'penstock_reader') THEN
+    FOR name IN SELECT viewname FROM pg_views WHERE schemaname = 'penstock' AND viewname LIKE 'readings\_%' LOOP
+      EXECUTE format('GRANT SELECT ON penstock.%I TO penstock_reader', name);
+    END LOOP;
     GRANT USAGE ON SCHEMA penstock TO penstock_reader;
     GRANT SELECT ON penstock.my_tenant, penstock.readings, penstock.events, penstock.messages, penstock.dead_letters,
       penstock.ts_measure, penstock.cmd_ack, penstock.ingest_errors TO penstock_reader;

@@ -105,6 +105,17 @@ pub struct Batch {
     duplicates: Vec<u32>,
     /// Command answers older than another of this batch: the delivery of each.
     outdated: Vec<u32>,
+    /// Of a batch of one delivery: what became dead letters because the database refused it.
+    given_up: Rows,
+}
+
+#[derive(Debug, Default)]
+struct Rows {
+    samples: Vec<SampleRow>,
+    acks: Vec<AckRow>,
+    events: Vec<EventRow>,
+    metadata: Vec<MetadataRow>,
+    sparkplug: Vec<SparkplugRow>,
 }
 
 impl Batch {
@@ -181,19 +192,37 @@ impl Batch {
     /// there is nothing else, of the samples. Births are forgotten: they are asked for again. Returns
     /// whether there was anything.
     pub fn give_up(&mut self, reason: Reason, detail: &str) -> bool {
-        let forgotten = !std::mem::take(&mut self.sparkplug).is_empty();
-        let mut items: Vec<(u32, Option<u32>)> = (self.acks.drain(..).map(|row| row.delivery))
-            .chain(self.events.drain(..).map(|row| row.delivery))
-            .chain(self.metadata.drain(..).map(|row| row.delivery))
+        let forgotten = !self.sparkplug.is_empty();
+        let mut items: Vec<(u32, Option<u32>)> = (self.acks.iter().map(|row| row.delivery))
+            .chain(self.events.iter().map(|row| row.delivery))
+            .chain(self.metadata.iter().map(|row| row.delivery))
             .map(|delivery| (delivery, None))
             .collect();
+        self.given_up.acks.append(&mut self.acks);
+        self.given_up.events.append(&mut self.events);
+        self.given_up.metadata.append(&mut self.metadata);
+        self.given_up.sparkplug.append(&mut self.sparkplug);
         if items.is_empty() && !forgotten {
-            items.extend(self.samples.drain(..).map(|row| (row.delivery, Some(row.part))));
+            items.extend(self.samples.iter().map(|row| (row.delivery, Some(row.part))));
+            self.given_up.samples.append(&mut self.samples);
         }
         let dead = |(delivery, part)| DeadRow { delivery, part, reason, detail: detail.to_owned() };
         let any = !items.is_empty() || forgotten;
         self.dead.extend(items.into_iter().map(dead));
         any
+    }
+
+    /// What was given up is to be stored after all.
+    pub fn take_back(&mut self) {
+        let Rows { mut samples, mut acks, mut events, mut metadata, mut sparkplug } =
+            std::mem::take(&mut self.given_up);
+        let letters = samples.len() + acks.len() + events.len() + metadata.len();
+        self.dead.truncate(self.dead.len().saturating_sub(letters));
+        self.samples.append(&mut samples);
+        self.acks.append(&mut acks);
+        self.events.append(&mut events);
+        self.metadata.append(&mut metadata);
+        self.sparkplug.append(&mut sparkplug);
     }
 
     /// Splits the deliveries in two halves, each with its rows.
@@ -211,6 +240,7 @@ impl Batch {
             sparkplug: split_off(&mut self.sparkplug, middle, |row| &mut row.delivery),
             duplicates: split_off(&mut self.duplicates, middle, |delivery| delivery),
             outdated: split_off(&mut self.outdated, middle, |delivery| delivery),
+            given_up: Rows::default(),
         };
         (self, second)
     }
@@ -317,5 +347,26 @@ mod tests {
             assert_eq!((batch.samples.len(), batch.dead.len()), (samples, dead));
         }
         assert!(!batch.give_up(Reason::Database, "22003"));
+    }
+
+    #[test]
+    fn what_was_given_up_is_as_it_was_where_the_letters_are_refused_too() {
+        let (samples, acks) = ([sample(1, 1, 1.0, 0), sample(1, 2, 1.0, 0)], [ack("a", None, 0)]);
+        let own = conflict(&samples[0]);
+        let mut batch = Batch {
+            samples: samples.to_vec(),
+            acks: acks.to_vec(),
+            dead: vec![own.clone()],
+            ..Batch::default()
+        };
+        for _ in 0..2 {
+            while batch.give_up(Reason::Database, "54000") {}
+            assert_eq!((batch.samples.len(), batch.acks.len(), batch.dead.len()), (0, 0, 4));
+            batch.take_back();
+            assert_eq!(
+                (&batch.samples[..], &batch.acks[..], &batch.dead[..]),
+                (&samples[..], &acks[..], &[own.clone()][..])
+            );
+        }
     }
 }

@@ -23,6 +23,8 @@ pub struct Delivery {
     pub seq: Option<u64>,
     /// The topic's tenant, where the topic fits the layout.
     pub tenant: Option<CompactString>,
+    /// The tenant that the message itself names; known once it is decoded.
+    pub claimed: Option<CompactString>,
     /// The topic's bytes.
     pub topic: Bytes,
     /// The payload's bytes.
@@ -43,6 +45,38 @@ pub struct Delivery {
     pub told: Vec<Change>,
     /// Its place among the deliveries in hand.
     pub in_hand: InHand,
+}
+
+impl Delivery {
+    /// Whose it is: those who see this tenant may see the message.
+    pub fn whose(&self) -> Option<&str> {
+        self.claimed.as_deref().or(self.tenant.as_deref())
+    }
+}
+
+#[cfg(test)]
+impl Delivery {
+    /// One of a connection's first message, with nothing in it.
+    pub fn empty() -> Self {
+        let budget = std::sync::Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+        Self {
+            lane: 0,
+            epoch: 1,
+            seq: Some(0),
+            tenant: None,
+            claimed: None,
+            topic: Bytes::new(),
+            payload: Bytes::new(),
+            compression: None,
+            dup: false,
+            received_at: 0,
+            arrived: Instant::now(),
+            parent: None,
+            trace: None,
+            told: Vec::new(),
+            in_hand: InHand::new(budget, IntGauge::new("in_flight", "in flight").unwrap()),
+        }
+    }
 }
 
 /// A place among the deliveries in hand: a share of the byte budget, given back when dropped.

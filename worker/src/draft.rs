@@ -102,6 +102,7 @@ impl Draft {
         }));
         if let Some(source) = source {
             let claims = content.claims;
+            delivery.claimed = claims.tenant.as_deref().map(Into::into);
             let content = Content { rejects: Vec::new(), claims: Claims::default(), ..content };
             self.add_items(index, &delivery, claims.over(source), content, dictionary);
         }
@@ -285,48 +286,40 @@ fn event_row(event: Event<'_>, device_id: i32, delivery: &Delivery, index: u32) 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::time::Instant;
-
-    use bytes::Bytes;
-    use prometheus::IntGauge;
     use sqlx::postgres::PgPoolOptions;
-    use tokio::sync::Semaphore;
 
     use super::*;
     use crate::decode::sparkplug::births::{Change, Name, State};
-    use crate::delivery::InHand;
 
-    fn delivery() -> Delivery {
-        let budget = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        Delivery {
-            lane: 0,
-            epoch: 1,
-            seq: Some(0),
-            tenant: None,
-            topic: Bytes::from_static(b"spBv1.0/g/NBIRTH/n"),
-            payload: Bytes::new(),
-            compression: None,
-            dup: false,
-            received_at: 0,
-            arrived: Instant::now(),
-            parent: None,
-            trace: None,
-            told: Vec::new(),
-            in_hand: InHand::new(budget, IntGauge::new("in_flight", "in flight").unwrap()),
+    fn dictionary() -> Dictionary {
+        Dictionary::new(PgPoolOptions::new().connect_lazy("postgres://localhost").unwrap(), 1)
+    }
+
+    #[tokio::test]
+    async fn a_message_is_seen_by_those_whose_it_says_it_is_also_where_it_cannot_be_stored() {
+        let mut draft = Draft::default();
+        let topics = || Some("of-the-topic".into());
+        for claimed in [None, Some("claimed")] {
+            let claims = Claims { tenant: claimed.map(Into::into), device: None };
+            draft.add(Delivery { tenant: topics(), ..Delivery::empty() }, 0, &dictionary(), |_| {
+                let source = Source { tenant: "of-the-topic", site: "", device: "d" };
+                (Some(source), Content { claims, ..Content::default() })
+            });
         }
+        let batch = draft.finish();
+        let whose: Vec<_> = batch.deliveries.iter().map(|(delivery, _)| delivery.whose()).collect();
+        assert_eq!(whose, [Some("of-the-topic"), Some("claimed")]);
     }
 
     #[tokio::test]
     async fn what_a_birth_told_is_stored_also_after_it_was_put_aside() {
-        let dictionary =
-            Dictionary::new(PgPoolOptions::new().connect_lazy("postgres://localhost").unwrap(), 1);
+        let dictionary = dictionary();
         let of = Name { group: "g".into(), node: "n".into(), device: "".into() };
         let change = Change::State { of, state: State { born_at: 1, bd_seq: None, stale_since: None } };
         let effects = Effects { changes: vec![change.clone()], ..Effects::default() };
         let mut draft = Draft::default();
         // The first time it is news; decoded again it is known.
-        draft.add(delivery(), 0, &dictionary, |_| {
+        draft.add(Delivery::empty(), 0, &dictionary, |_| {
             (None, Content { sparkplug: Some(Box::new(effects)), ..Content::default() })
         });
         draft.late.insert(0, Duration::from_secs(1));

@@ -152,32 +152,16 @@ impl Queues {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use bytes::Bytes;
-    use prometheus::IntGauge;
-    use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::delivery::InHand;
 
     fn delivery(tenant: &str, topic: &'static str) -> Delivery {
-        let budget = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         Delivery {
-            lane: 0,
-            epoch: 1,
             seq: None,
             topic: Bytes::from_static(topic.as_bytes()),
-            payload: Bytes::new(),
-            compression: None,
-            told: Vec::new(),
-            dup: false,
-            received_at: 0,
-            arrived: Instant::now(),
             tenant: Some(tenant.into()),
-            parent: None,
-            trace: None,
-            in_hand: InHand::new(budget, IntGauge::new("in_flight", "in flight").unwrap()),
+            ..Delivery::empty()
         }
     }
 

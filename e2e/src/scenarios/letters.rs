@@ -23,6 +23,7 @@ pub fn all() -> Vec<Scenario> {
         scenario!(a_replay_by_a_corrected_rule_stores_what_was_published_and_two_at_once_store_it_once),
         scenario!(a_replayed_part_leaves_the_good_parts_as_they_are_and_what_still_fails_keeps_its_letter),
         scenario!(a_replayed_sample_without_a_time_has_that_of_its_receipt_however_often_it_is_replayed),
+        scenario!(a_letter_that_comes_again_has_its_whole_payload_and_begins_anew),
         scenario!(a_letter_whose_original_bytes_are_gone_is_not_replayed),
         scenario!(a_purge_removes_what_matches_and_needs_to_be_told_so),
     ]
@@ -265,6 +266,31 @@ async fn a_letter_whose_original_bytes_are_gone_is_not_replayed(bed: &mut Bed) -
     ensure!(said.contains("maxSize") && said.contains("UTF-8"), "it says why: {said}");
     ensure!(bed.sql::<i64>("SELECT count(*) FROM penstock.sample").await? == 1, "one is stored");
     Ok(())
+}
+
+async fn a_letter_that_comes_again_has_its_whole_payload_and_begins_anew(bed: &mut Bed) -> Result<()> {
+    let worker = bed.worker().await?;
+    let payload = format!(r#"{{"schema":"v1","points":[{{"name":"{}","v":1}}]}}"#, "p".repeat(100));
+    bed.publish(vec![message("telem", payload.clone())]).await?;
+    committed(&worker, 1).await?;
+    bed.execute(
+        "UPDATE penstock.dead_payload SET payload = substr(payload, 1, 64), truncated = true; \
+         UPDATE penstock.dead_letter SET received_at = received_at - interval '29 days', replayed_at = now()",
+    )
+    .await?;
+    let of_another =
+        Outgoing { topic: "traksense/t1/s1/dev-00001/telem".into(), ..message("telem", payload.clone()) };
+    bed.publish(vec![of_another, message("telem", payload.clone())]).await?;
+    committed(&worker, 3).await?;
+    let letters: Vec<(String, bool, bool, bool)> = bed
+        .rows(
+            "SELECT convert_from(payload, 'UTF8'), truncated, replayed_at IS NULL, l.received_at > now() - interval '1 day' \
+             FROM penstock.dead_letter l JOIN penstock.dead_payload USING (payload_digest)",
+        )
+        .await?;
+    let whole = (payload, false, true, true);
+    ensure!(letters == [whole.clone(), whole], "{letters:?}");
+    require_identities(&worker.idle().await?)
 }
 
 async fn a_purge_removes_what_matches_and_needs_to_be_told_so(bed: &mut Bed) -> Result<()> {

@@ -11,6 +11,7 @@ use crate::fleet::{Fleet, at};
 use crate::publisher::{Outgoing, Progress};
 use crate::scenario;
 use crate::suite::Scenario;
+use crate::worker::Metrics;
 
 const LONG: Duration = Duration::from_secs(60);
 const TOPIC: &str = "traksense/t0/s1/dev-00000/telem";
@@ -19,6 +20,7 @@ pub fn all() -> Vec<Scenario> {
     vec![
         scenario!(a_poison_row_among_10_000_good_ones_is_one_dead_letter),
         scenario!(a_poison_answer_among_good_ones_is_one_dead_letter),
+        scenario!(a_database_that_refuses_every_row_gives_none_up),
         scenario!(a_full_disk_stops_consuming_and_gives_no_row_up[server]),
         scenario!(a_missing_right_stops_consuming_and_gives_no_row_up),
     ]
@@ -49,6 +51,9 @@ async fn a_poison_row_among_10_000_good_ones_is_one_dead_letter(bed: &mut Bed) -
     ensure!(detail.contains("23514"), "the detail has the SQLSTATE: {detail}");
     let stored: i64 = bed.sql("SELECT count(*) FROM penstock.sample").await?;
     ensure!(stored == 9999, "{stored} rows are stored");
+    // It would keep the whole database from forgetting old transactions.
+    let staging: i64 = bed.sql("SELECT count(*) FROM pg_class WHERE relname = 'penstock_stage'").await?;
+    ensure!(staging == 0, "a staging table outlives its batch");
     require_identities(&worker.idle().await?)
 }
 
@@ -69,6 +74,47 @@ async fn a_poison_answer_among_good_ones_is_one_dead_letter(bed: &mut Bed) -> Re
     let letter: (String, String) =
         bed.row("SELECT reason, convert_from(payload, 'UTF8') FROM penstock.dead_letter JOIN penstock.dead_payload USING (payload_digest)").await?;
     ensure!(letter.0 == "database" && letter.1.contains("c77"), "the dead letter is the poison: {letter:?}");
+    require_identities(&worker.idle().await?)
+}
+
+/// As one does that has run out of transaction numbers: it says what it says of a row that is too large.
+async fn a_database_that_refuses_every_row_gives_none_up(bed: &mut Bed) -> Result<()> {
+    let worker = bed.worker().await?;
+    let tables = ["sample", "command_ack", "dead_letter"];
+    bed.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN RAISE EXCEPTION 'database is not accepting commands' USING ERRCODE = '54000'; END $$",
+    )
+    .await?;
+    for table in tables {
+        bed.execute(&format!(
+            "CREATE TRIGGER refuse BEFORE INSERT ON penstock.{table} FOR EACH ROW EXECUTE FUNCTION refuse()"
+        ))
+        .await?;
+    }
+    let telemetry = (0..20).map(|n| Outgoing {
+        topic: TOPIC.into(),
+        payload: format!(r#"{{"schema":"v1","ts":"{}","points":[{{"name":"p","v":{n}}}]}}"#, at(n)).into(),
+        qos: 1,
+    });
+    let answers = (0..20).map(|n| Outgoing {
+        topic: "traksense/t0/s1/dev-00000/ack".into(),
+        payload: format!(r#"{{"schema":"v1","cmd_id":"c{n}","ok":true}}"#).into(),
+        qos: 1,
+    });
+    bed.publish(telemetry.chain(answers).collect()).await?;
+    let stops = |count: f64| move |m: &Metrics| m.get("ingest_db_errors_total/stop") >= count;
+    worker.metric("the database is what is wrong", LONG, stops(2.0)).await?;
+    ensure!(worker.metrics().await?.get("ingest_committed_total") == 0.0, "something was committed");
+    for table in tables {
+        bed.execute(&format!("DROP TRIGGER refuse ON penstock.{table}")).await?;
+    }
+    let metrics =
+        worker.metric("all is committed", LONG, |m| m.get("ingest_committed_total") >= 40.0).await?;
+    let stored: (i64, i64, i64) = bed
+        .row("SELECT (SELECT count(*) FROM penstock.sample), (SELECT count(*) FROM penstock.command_ack), (SELECT count(*) FROM penstock.dead_letter)")
+        .await?;
+    ensure!(stored == (20, 20, 0), "samples, answers and dead letters are {stored:?}: {metrics:?}");
     require_identities(&worker.idle().await?)
 }
 

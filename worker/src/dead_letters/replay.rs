@@ -228,6 +228,7 @@ impl Replay {
             arrived: Instant::now(),
             // Told by its first bytes: the content type is not kept.
             compression: None,
+            claimed: None,
             told: Vec::new(),
             parent: None,
             trace: None,

@@ -344,6 +344,7 @@ impl<'a> Serving<'a> {
             topic: publish.topic,
             payload: publish.payload,
             compression: publish.compression,
+            claimed: None,
             told: Vec::new(),
             dup: publish.dup,
             received_at: shared.clock.now(),

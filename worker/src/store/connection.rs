@@ -12,8 +12,10 @@ const POOL_SIZE: u32 = 4;
 
 /// Session settings. A worker that dies or freezes in a transaction must not keep its locks for
 /// long, and a commit must be on disk before a message is acknowledged.
-const SETTINGS: [(&str, &str); 9] = [
+const SETTINGS: [(&str, &str); 10] = [
     ("synchronous_commit", "on"),
+    // Each attempt has a deadline of its own, which grows; a role's would refuse the same batch for ever.
+    ("statement_timeout", "0"),
     ("lock_timeout", "5s"),
     ("idle_in_transaction_session_timeout", "10s"),
     ("client_connection_check_interval", "5s"),

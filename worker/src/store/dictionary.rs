@@ -294,7 +294,7 @@ impl Dictionary {
                     cache.full.insert(tenant.into(), Instant::now() + REFUSED_FOR);
                 }
                 let detail = format!(
-                    "tenant '{tenant}' has {max_series} series, as many as spec.tenants.maxSeries allows; raise it, or remove series"
+                    "tenant '{tenant}' has {max_series} series, as many as spec.tenants.maxSeries allows; raise it"
                 );
                 verdicts.insert(key, Verdict::Cardinality { detail });
             }

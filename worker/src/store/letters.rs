@@ -42,7 +42,7 @@ pub(super) async fn store(
     Ok(())
 }
 
-/// Inserts the letters, and each payload once; counts those that are new by reason.
+/// Inserts the letters, and each payload once, also where it was there but cut; counts those that are new by reason.
 async fn insert(
     connection: &mut PgConnection,
     batch: &Batch,
@@ -60,9 +60,10 @@ async fn insert(
         }
     }
     sqlx::query(
-        "INSERT INTO penstock.dead_payload (payload_digest, payload, payload_bytes) \
+        "INSERT INTO penstock.dead_payload AS p (payload_digest, payload, payload_bytes) \
          SELECT digest, payload, octet_length(payload) FROM unnest($1::bytea[], $2::bytea[]) AS r(digest, payload) \
-         ON CONFLICT DO NOTHING",
+         ON CONFLICT (payload_digest) DO UPDATE SET payload = excluded.payload, truncated = false, received_at = now() \
+           WHERE p.truncated",
     )
     .bind(payloads.keys().map(|digest| &digest[..]).collect::<Vec<_>>())
     .bind(payloads.values().copied().collect::<Vec<_>>())
@@ -70,7 +71,7 @@ async fn insert(
     .await?;
     let topic = |row| delivery(row).map_or_else(String::new, |delivery: &Delivery| text_of(&delivery.topic));
     // The time of receipt, so that a replay gives samples without a time the one they got then. A
-    // letter that was replayed and comes again is open again.
+    // letter that was replayed and comes again is open again, and as old as what came.
     let reasons: Vec<String> = sqlx::query_scalar(
         "INSERT INTO penstock.dead_letter AS l \
            (digest, pipeline, tenant, topic, payload_digest, reason, part, detail, received_at) \
@@ -78,7 +79,8 @@ async fn insert(
            'epoch'::timestamptz + received_at * interval '1 microsecond' \
          FROM unnest($1::bytea[], $2::text[], $3::bytea[], $4::text[], $5::int4[], $6::text[], $8::text[], $9::int8[]) \
            AS r(digest, topic, payload_digest, reason, part, detail, tenant, received_at) \
-         ON CONFLICT (digest) DO UPDATE SET replayed_at = NULL WHERE l.replayed_at IS NOT NULL RETURNING reason",
+         ON CONFLICT (digest) DO UPDATE SET replayed_at = NULL, received_at = excluded.received_at \
+           WHERE l.replayed_at IS NOT NULL RETURNING reason",
     )
     .bind(letters.iter().map(|(digest, _)| &digest[..]).collect::<Vec<_>>())
     .bind(letters.iter().map(|(_, row)| topic(row)).collect::<Vec<_>>())
@@ -87,7 +89,7 @@ async fn insert(
     .bind(letters.iter().map(|(_, row)| row.part.map(|part| part as i32)).collect::<Vec<_>>())
     .bind(letters.iter().map(|(_, row)| row.detail.as_str()).collect::<Vec<_>>())
     .bind(pipeline)
-    .bind(letters.iter().map(|(_, row)| delivery(row).and_then(|d| d.tenant.as_deref())).collect::<Vec<_>>())
+    .bind(letters.iter().map(|(_, row)| delivery(row).and_then(Delivery::whose)).collect::<Vec<_>>())
     .bind(letters.iter().map(|(_, row)| delivery(row).map_or(0, |d| d.received_at)).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;

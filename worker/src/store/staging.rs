@@ -15,15 +15,14 @@ use crate::decode::Reason;
 /// those that the database refuses are left out as dead letters.
 pub async fn store(session: &mut Session, batch: &Batch, written: &mut Written) -> Result<(), AttemptError> {
     let connection = &mut session.connection;
-    if !session.staged {
-        connection
-            .execute(
-                "CREATE TEMPORARY TABLE IF NOT EXISTS penstock_stage (ts timestamptz, series_id int4, \
-                 quality int2, v_num float8, v_bool bool, v_text text, row int4) ON COMMIT DELETE ROWS",
-            )
-            .await?;
-        session.staged = true;
-    }
+    // Not for the session's life: no vacuum reaches another session's table, and one that stays keeps the
+    // whole database from forgetting old transactions.
+    connection
+        .execute(
+            "CREATE TEMPORARY TABLE penstock_stage (ts timestamptz, series_id int4, \
+             quality int2, v_num float8, v_bool bool, v_text text, row int4) ON COMMIT DROP",
+        )
+        .await?;
     copy::staged_stream(&batch.samples, &batch.arena, &mut session.buffer);
     let statement =
         format!("COPY pg_temp.penstock_stage ({}) FROM STDIN (FORMAT binary)", copy::STAGED_COLUMNS);

@@ -21,6 +21,17 @@ use crate::settings::Access;
 const FIRST_DEADLINE: Duration = Duration::from_secs(10);
 const LONGEST_DEADLINE: Duration = Duration::from_mins(2);
 
+/// What to try next after an attempt that its deadline ended. What is too much for the longest one may be
+/// so for ever: half of it.
+fn outlasted(deadline: Duration, part: Batch, parts: &mut Vec<Batch>) -> Batch {
+    if deadline < LONGEST_DEADLINE || part.deliveries.len() < 2 {
+        return part;
+    }
+    let (first, second) = part.split();
+    parts.push(second);
+    first
+}
+
 /// Writes batches over a connection of its own, which is never used again after an error: what the
 /// server still has to say on it is unknown.
 #[derive(Debug)]
@@ -39,13 +50,11 @@ pub struct Writer {
     deadline: Duration,
 }
 
-/// A connection, and what it already has.
+/// A connection, and a buffer for it.
 #[derive(Debug)]
 pub struct Session {
     /// The connection.
     pub connection: PgConnection,
-    /// Whether the staging table is there.
-    pub staged: bool,
     /// Reused from batch to batch.
     pub buffer: Vec<u8>,
 }
@@ -191,7 +200,8 @@ impl Writer {
             }
             Class::Poison => {
                 if !part.give_up(Reason::Database, &error.to_string()) {
-                    // The dead letters themselves are refused: not the data's fault.
+                    // Also the dead letters alone are refused: it was not the data's fault.
+                    part.take_back();
                     return self.wait(Class::Stop, error, part, parts);
                 }
             }
@@ -201,9 +211,10 @@ impl Writer {
     }
 
     /// The same again, when the breaker lets it.
-    fn wait(&mut self, class: Class, error: &AttemptError, part: Batch, parts: &mut Vec<Batch>) {
-        if let AttemptError::Deadline(_) = error {
-            self.deadline = (self.deadline * 2).min(LONGEST_DEADLINE);
+    fn wait(&mut self, class: Class, error: &AttemptError, mut part: Batch, parts: &mut Vec<Batch>) {
+        if let AttemptError::Deadline(deadline) = error {
+            part = outlasted(*deadline, part, parts);
+            self.deadline = (*deadline * 2).min(LONGEST_DEADLINE);
         }
         if self.breaker.open().is_none() {
             tracing::warn!(class = class.as_str(), %error, "the database does not take a batch; trying again");
@@ -227,7 +238,7 @@ impl Writer {
             } else {
                 let options = access.borrow().database.clone();
                 let connection = PgConnection::connect_with(&options).await?;
-                Session { connection, staged: false, buffer: Vec::new() }
+                Session { connection, buffer: Vec::new() }
             };
             let written = transaction::run(&mut session, batch, pipeline, path, marks).await?;
             Ok((session, written))
@@ -237,5 +248,28 @@ impl Writer {
             .unwrap_or(Err(AttemptError::Deadline(self.deadline)))?;
         self.session = Some(session);
         Ok(written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Tally;
+    use crate::delivery::Delivery;
+
+    #[test]
+    fn a_batch_that_takes_too_long_is_halved_until_it_does_not() {
+        let deliveries: Vec<_> = (0..4).map(|_| (Delivery::empty(), Tally::default())).collect();
+        let mut part = Batch::default();
+        part.deliveries = deliveries;
+        let mut parts = Vec::new();
+        for (deadline, left) in
+            [(FIRST_DEADLINE, 4), (LONGEST_DEADLINE, 2), (LONGEST_DEADLINE, 1), (LONGEST_DEADLINE, 1)]
+        {
+            part = outlasted(deadline, part, &mut parts);
+            assert_eq!(part.deliveries.len(), left);
+        }
+        let rest: Vec<_> = parts.iter().map(|part| part.deliveries.len()).collect();
+        assert_eq!(rest, [2, 1]);
     }
 }

@@ -4,12 +4,9 @@ use bytes::Bytes;
 use opentelemetry::trace::{TraceFlags, TraceId};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as Exporter};
-use prometheus::IntGauge;
-use tokio::sync::Semaphore;
 
 use super::*;
 use crate::batch::Tally;
-use crate::delivery::InHand;
 use crate::mqtt::client::Client as Broker;
 use crate::mqtt::options::Protocol as Mqtt;
 
@@ -46,22 +43,13 @@ fn remote(trace_id: u128, flags: TraceFlags) -> SpanContext {
 }
 
 fn delivery(place: Option<(u64, u64)>, parent: Option<SpanContext>) -> Delivery {
-    let budget = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
     Delivery {
-        lane: 0,
-        compression: None,
-        told: Vec::new(),
         epoch: place.map_or(1, |(epoch, _)| epoch),
         seq: place.map(|(_, seq)| seq),
-        tenant: None,
         topic: Bytes::from_static(b"t/a"),
         payload: Bytes::from_static(b"{}"),
-        dup: false,
-        received_at: 0,
-        arrived: Instant::now(),
         parent: parent.map(Box::new),
-        trace: None,
-        in_hand: InHand::new(budget, IntGauge::new("in_flight", "in flight").unwrap()),
+        ..Delivery::empty()
     }
 }
 

@@ -16,6 +16,7 @@ pub async fn find(connection: &mut PgConnection) -> Result<Found, sqlx::Error> {
         compressed: false,
         columnstore: false,
         retention: None,
+        horizon: None,
         compress_after: None,
         rollups: BTreeMap::new(),
     };
@@ -36,6 +37,10 @@ pub async fn find(connection: &mut PgConnection) -> Result<Found, sqlx::Error> {
     found.compressed = row.try_get("compressed")?;
     if let Edition::Community(_) = found.edition {
         found.retention = job(connection, "policy_retention", "drop_after").await?;
+        found.horizon =
+            sqlx::query_scalar("SELECT extract(epoch FROM now() - at)::int8 FROM penstock.horizon")
+                .fetch_optional(&mut *connection)
+                .await?;
         found.compress_after = job(connection, "policy_compression", "compress_after").await?;
         found.rollups = rollups(connection).await?;
     }

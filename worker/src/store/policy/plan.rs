@@ -16,6 +16,7 @@ use crate::store::edition::{Edition, Version};
 pub type Seconds = i64;
 
 const HOUR: Seconds = 3600;
+const DAY: Seconds = 24 * HOUR;
 /// Before it, ON CONFLICT DO NOTHING stopped at the first conflict with a compressed row and lost the
 /// rows behind it: <https://github.com/timescale/timescaledb/issues/7672>.
 const SAFE_COLUMNSTORE: Version = Version(2, 18, 1);
@@ -66,6 +67,8 @@ pub struct Found {
     pub columnstore: bool,
     /// The policy that drops samples.
     pub retention: Option<Seconds>,
+    /// The age from which on samples may be gone, because they were kept for less time before.
+    pub horizon: Option<Seconds>,
     /// The policy that compresses samples.
     pub compress_after: Option<Seconds>,
     /// The rollups, and how each is refreshed, if it is.
@@ -77,6 +80,8 @@ pub struct Found {
 pub enum Action {
     /// Samples older than this are dropped.
     DropAfter(Seconds),
+    /// Samples older than this may be gone, and it is kept in mind.
+    Remember(Seconds),
     /// No samples are dropped.
     KeepForEver,
     /// Compression is set up.
@@ -120,19 +125,24 @@ pub fn plan(wanted: &Wanted, found: &Found) -> Plan {
         }
     };
     plan.columnstore(wanted, found, version);
+    let later = wanted.retention.is_none_or(|after| found.retention.is_some_and(|now| now < after));
+    let dropped = found.retention.filter(|_| later);
+    let remembered = [dropped, found.horizon].into_iter().flatten().min().map(steady);
+    let whole = [wanted.retention, remembered].into_iter().flatten().min();
     let mut refreshes = Vec::new();
     if version >= NESTED_ROLLUPS {
-        plan.rollups(wanted, found, &mut refreshes);
+        plan.rollups(wanted, found, whole, &mut refreshes);
     } else if !wanted.rollups.is_empty() {
         plan.unsupported.push(format!("spec.rollups: needs TimescaleDB {NESTED_ROLLUPS} or newer"));
     }
-    // No refresh may reach behind the retention: first the shorter of the two.
+    // No refresh may reach behind the retention: first the shorter of the two. What the one before dropped
+    // does not come back.
+    plan.actions.extend(dropped.map(Action::Remember));
     let retention = match wanted.retention {
         after if after == found.retention => None,
         Some(after) => Some(Action::DropAfter(after)),
         None => Some(Action::KeepForEver),
     };
-    let later = wanted.retention.is_none_or(|after| found.retention.is_some_and(|now| now < after));
     let (first, last) = if later { (retention, None) } else { (None, retention) };
     plan.actions.extend(first);
     plan.actions.extend(refreshes);
@@ -140,12 +150,22 @@ pub fn plan(wanted: &Wanted, found: &Found) -> Plan {
     plan
 }
 
-/// How a rollup is refreshed. The margin is the time that a refresh may take while samples go.
-fn refresh(width: Width, retention: Option<Seconds>) -> Refresh {
-    Refresh { start: retention.map(|retention| follows(width.0, retention)), end: width.0 }
+/// How a rollup is refreshed, if samples are whole up to this age. Not before it has two buckets, or the
+/// database refuses.
+fn refresh(width: Width, whole: Option<Seconds>) -> Option<Refresh> {
+    let start = whole.map(|whole| follows(width.0, whole));
+    start.is_none_or(|start| start >= 3 * width.0).then_some(Refresh { start, end: width.0 })
 }
 
-/// Up to which age a rollup of this width follows samples that are dropped after the retention.
+/// Not more, and the same for some time: each change of it is a change to the database.
+fn steady(age: Seconds) -> Seconds {
+    let days = age / DAY;
+    let step = 1 << days.checked_ilog2().unwrap_or(0).saturating_sub(3);
+    if days < 1 { age / HOUR * HOUR } else { days / step * step * DAY }
+}
+
+/// Up to which age a rollup of this width follows samples that are dropped after the retention. The margin
+/// is the time that a refresh may take while samples go.
 pub fn follows(width: Seconds, retention: Seconds) -> Seconds {
     retention - width.max(HOUR)
 }
@@ -193,7 +213,14 @@ impl Plan {
         }
     }
 
-    fn rollups(&mut self, wanted: &Wanted, found: &Found, refreshes: &mut Vec<Action>) {
+    /// Samples are whole up to an age, or all of them.
+    fn rollups(
+        &mut self,
+        wanted: &Wanted,
+        found: &Found,
+        whole: Option<Seconds>,
+        refreshes: &mut Vec<Action>,
+    ) {
         let mut from = None;
         for width in &wanted.rollups {
             if !found.rollups.contains_key(width) {
@@ -206,9 +233,15 @@ impl Plan {
         let kept = found.rollups.keys().filter(|width| widest.is_some_and(|widest| *width < widest));
         let kept: BTreeSet<&Width> = wanted.rollups.iter().chain(kept).collect();
         for width in &kept {
-            let refresh = refresh(**width, wanted.retention);
-            if found.rollups.get(width) != Some(&Some(refresh)) {
-                refreshes.push(Action::Refresh(**width, refresh));
+            match refresh(**width, whole) {
+                Some(refresh) if found.rollups.get(width) != Some(&Some(refresh)) => {
+                    refreshes.push(Action::Refresh(**width, refresh));
+                }
+                Some(_) => {}
+                None => self.warnings.push(format!(
+                    "spec.rollups: {width} is not kept up to date yet, because the samples of before were not kept \
+                     for so long; it begins when there are enough"
+                )),
             }
         }
         for (width, now) in found.rollups.iter().filter(|(width, _)| !kept.contains(width)) {
@@ -233,6 +266,11 @@ impl Action {
                 "SELECT remove_retention_policy('penstock.sample', if_exists => true)".to_owned(),
                 format!("SELECT add_retention_policy('penstock.sample', drop_after => {})", interval(after)),
             ],
+            Self::Remember(age) => vec![format!(
+                "INSERT INTO penstock.horizon AS h (at) VALUES (now() - {}) \
+                 ON CONFLICT (only) DO UPDATE SET at = greatest(h.at, excluded.at)",
+                interval(age)
+            )],
             Self::KeepForEver => {
                 vec!["SELECT remove_retention_policy('penstock.sample', if_exists => true)".to_owned()]
             }
@@ -281,6 +319,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DropAfter(after) => write!(f, "samples are dropped after {}", Width(*after)),
+            Self::Remember(age) => write!(f, "samples older than {} may be gone", Width(*age)),
             Self::KeepForEver => f.write_str("no samples are dropped any more"),
             Self::MakeColumnstore => f.write_str("samples can be compressed"),
             Self::CompressAfter(after) => write!(f, "samples are compressed after {}", Width(*after)),

@@ -27,17 +27,20 @@ pub fn view_name(width: Width) -> String {
     format!("readings_{width}")
 }
 
+/// A sum beyond the largest double is an error in PostgreSQL, and would stop the rollups of all series. So a
+/// number near it, as devices send in place of none, is counted among the samples alone.
+const SUMMABLE: &str = "abs(v_num) < 1e290";
+
 /// The query of a rollup of samples, or of a narrower rollup in this table.
 pub fn query(width: Width, from: Option<&str>) -> String {
     let seconds = width.0;
     match from {
         None => format!(
             "SELECT time_bucket(interval '{seconds} seconds', ts) AS bucket, series_id, count(*) AS samples, \
-             count(v_num) AS n, sum(v_num) AS v_sum, min(v_num) AS v_min, max(v_num) AS v_max, \
-             first(v_num, ts) FILTER (WHERE v_num IS NOT NULL) AS v_first, \
-             min(ts) FILTER (WHERE v_num IS NOT NULL) AS first_ts, \
-             last(v_num, ts) FILTER (WHERE v_num IS NOT NULL) AS v_last, \
-             max(ts) FILTER (WHERE v_num IS NOT NULL) AS last_ts, \
+             count(v_num) FILTER (WHERE {SUMMABLE}) AS n, sum(v_num) FILTER (WHERE {SUMMABLE}) AS v_sum, \
+             min(v_num) FILTER (WHERE {SUMMABLE}) AS v_min, max(v_num) FILTER (WHERE {SUMMABLE}) AS v_max, \
+             first(v_num, ts) FILTER (WHERE {SUMMABLE}) AS v_first, min(ts) FILTER (WHERE {SUMMABLE}) AS first_ts, \
+             last(v_num, ts) FILTER (WHERE {SUMMABLE}) AS v_last, max(ts) FILTER (WHERE {SUMMABLE}) AS last_ts, \
              count(v_bool) AS bools, count(*) FILTER (WHERE v_bool) AS trues \
              FROM penstock.sample GROUP BY 1, 2"
         ),

@@ -15,6 +15,7 @@ fn bare(edition: Edition) -> Found {
         compressed: false,
         columnstore: false,
         retention: None,
+        horizon: None,
         compress_after: None,
         rollups: BTreeMap::new(),
     }
@@ -24,6 +25,7 @@ fn bare(edition: Edition) -> Found {
 fn after(found: &mut Found, action: &Action) {
     match action {
         Action::DropAfter(age) => found.retention = Some(*age),
+        Action::Remember(age) => found.horizon = Some(found.horizon.map_or(*age, |known| known.min(*age))),
         Action::KeepForEver => found.retention = None,
         Action::MakeColumnstore => found.columnstore = true,
         Action::CompressAfter(age) => {
@@ -56,11 +58,11 @@ fn wanted() -> impl Strategy<Value = Wanted> {
         })
 }
 
-/// Every refresh stays where all samples are.
-fn require_history(found: &Found) {
+/// Every refresh stays where all samples are: `gone` is the least age at which some are not.
+fn require_history(found: &Found, gone: Option<Seconds>) {
     for refresh in found.rollups.values().flatten() {
-        if let Some(retention) = found.retention {
-            assert!(refresh.start.is_some_and(|start| start < retention), "{refresh:?} with {retention}");
+        if let Some(gone) = gone {
+            assert!(refresh.start.is_some_and(|start| start < gone), "{refresh:?} with {gone}");
         }
     }
 }
@@ -68,15 +70,20 @@ fn require_history(found: &Found) {
 proptest! {
     #[test]
     fn whatever_follows_whatever_no_refresh_ever_reaches_behind_the_retention(
-        manifests in prop::collection::vec(wanted(), 1..6),
+        manifests in prop::collection::vec((wanted(), 0..100 * DAY), 1..6),
     ) {
         let mut found = bare(Edition::Community(Version(2, 19, 3)));
-        for wanted in manifests {
+        let mut gone = None;
+        for (wanted, time) in manifests {
+            found.horizon = found.horizon.map(|age| age + time);
+            gone = gone.map(|age| age + time);
             let first = plan(&wanted, &found);
             prop_assert_eq!(&first.unsupported, &Vec::<String>::new());
             for action in &first.actions {
+                gone = [gone, found.retention].into_iter().flatten().min();
                 after(&mut found, action);
-                require_history(&found);
+                gone = [gone, found.retention].into_iter().flatten().min();
+                require_history(&found, gone);
             }
             prop_assert_eq!(plan(&wanted, &found).actions, Vec::new(), "twice changes nothing");
             prop_assert_eq!((found.retention, found.compress_after), (wanted.retention, wanted.compress_after));
@@ -122,6 +129,43 @@ fn a_rollup_that_is_not_wanted_any_more_keeps_what_it_holds() {
     let plan = plan(&Wanted { rollups: vec![Width(60)], ..Wanted::default() }, &found);
     assert_eq!(plan.actions, [Action::StopRefreshing(Width(300))]);
     assert!(plan.warnings[0].contains("penstock.rollup_5m"), "{:?}", plan.warnings);
+}
+
+#[test]
+fn a_longer_retention_lets_no_rollup_reach_where_samples_are_gone() {
+    let (month, year) = (30 * DAY, 365 * DAY);
+    let found = Found {
+        retention: Some(month),
+        rollups: [(Width(300), Some(Refresh { start: Some(month - 3600), end: 300 }))].into(),
+        ..bare(Edition::Community(Version(2, 19, 3)))
+    };
+    let wanted = Wanted { retention: Some(year), rollups: vec![Width(300)], ..Wanted::default() };
+    assert_eq!(plan(&wanted, &found).actions, [Action::Remember(month), Action::DropAfter(year)]);
+    // It follows as the samples do.
+    let later = Found { retention: Some(year), horizon: Some(month + 2 * DAY), ..found };
+    let refresh = Refresh { start: Some(month + 2 * DAY - 3600), end: 300 };
+    assert_eq!(plan(&wanted, &later).actions, [Action::Refresh(Width(300), refresh)]);
+    let at_last = Found { horizon: Some(2 * year), ..later };
+    let refresh = Refresh { start: Some(year - 3600), end: 300 };
+    assert_eq!(plan(&wanted, &at_last).actions, [Action::Refresh(Width(300), refresh)]);
+}
+
+#[test]
+fn a_rollup_that_is_too_wide_for_what_was_kept_waits() {
+    let week = Width(7 * DAY);
+    let found = Found {
+        retention: Some(DAY),
+        rollups: [(week, None)].into(),
+        ..bare(Edition::Community(Version(2, 19, 3)))
+    };
+    let wanted = Wanted { rollups: vec![week], ..Wanted::default() };
+    let plan = plan(&wanted, &found);
+    assert_eq!(plan.actions, [Action::Remember(DAY), Action::KeepForEver]);
+    assert!(
+        plan.warnings[0].starts_with("spec.rollups: 7d is not kept up to date yet"),
+        "{:?}",
+        plan.warnings
+    );
 }
 
 #[test]
