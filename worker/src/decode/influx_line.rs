@@ -18,8 +18,10 @@ pub fn decode<'a>(message: &Message<'a>, unit: TimeUnit, content: &mut Content<'
         let read = reader.line().and_then(|line| Ok((instant(message, &line, unit)?, line)));
         match read {
             Ok((ts, line)) => {
+                // Once for all fields, of which there may be as many as tags.
+                let tags = in_braces(&line.tags);
                 for (key, value) in line.fields {
-                    content.add(part, sample(part, ts, &line.measurement, &line.tags, &key, value));
+                    content.add(part, sample(part, ts, [&line.measurement, &key, &tags], value));
                     part += 1;
                 }
             }
@@ -262,25 +264,30 @@ fn instant(message: &Message<'_>, line: &Line<'_>, unit: TimeUnit) -> Result<Mic
     message.accept(ts)
 }
 
+/// The tags as they stand at the end of a point's name.
+fn in_braces(tags: &[(Cow<'_, str>, Cow<'_, str>)]) -> String {
+    let mut text = String::new();
+    for (key, tag) in tags {
+        text.push(if text.is_empty() { '{' } else { ',' });
+        text.push_str(key);
+        text.push('=');
+        text.push_str(tag);
+    }
+    if !text.is_empty() {
+        text.push('}');
+    }
+    text
+}
+
 fn sample<'a>(
     part: u32,
     ts: Micros,
-    measurement: &str,
-    tags: &[(Cow<'a, str>, Cow<'a, str>)],
-    key: &str,
+    [measurement, key, tags]: [&str; 3],
     value: Result<Value<'a>, Reject>,
 ) -> Result<Sample<'a>, Reject> {
     let value = value?;
-    let mut point = format!("{measurement}.{key}");
-    for (index, (key, tag)) in tags.iter().enumerate() {
-        point.push(if index == 0 { '{' } else { ',' });
-        point.push_str(key);
-        point.push('=');
-        point.push_str(tag);
-    }
-    if !tags.is_empty() {
-        point.push('}');
-    }
-    let point = value::name(Cow::Owned(point), "point's name")?;
+    let what = "point's name";
+    value::name_length(measurement.len() + 1 + key.len() + tags.len(), what)?;
+    let point = value::name(Cow::Owned(format!("{measurement}.{key}{tags}")), what)?;
     Ok(Sample { part, point, ts, value, unit: None, quality: 0 })
 }

@@ -191,8 +191,23 @@ struct Base<'a> {
     /// In 10^-12 s.
     time: i128,
     unit: Option<Cow<'a, str>>,
-    value: Option<Cow<'a, str>>,
-    sum: Option<Cow<'a, str>>,
+    value: Option<Addend>,
+    sum: Option<Addend>,
+}
+
+/// A base value or sum, read once however many records it is added to.
+#[derive(Debug)]
+struct Addend {
+    /// Where it is an integer.
+    exact: Option<i64>,
+    /// A fault is that of the records it is added to.
+    double: Result<f64, Reject>,
+}
+
+impl Addend {
+    fn new(number: &str, field: &str) -> Self {
+        Self { exact: number.parse().ok(), double: value::number(number, field) }
+    }
 }
 
 impl<'a> Base<'a> {
@@ -222,10 +237,10 @@ impl<'a> Base<'a> {
             self.unit = Some(unit.clone());
         }
         if let Some(value) = record.number(Label::BaseValue)? {
-            self.value = Some(value.clone());
+            self.value = Some(Addend::new(value, "v"));
         }
         if let Some(sum) = record.number(Label::BaseSum)? {
-            self.sum = Some(sum.clone());
+            self.sum = Some(Addend::new(sum, "s"));
         }
         Ok(())
     }
@@ -261,8 +276,8 @@ fn entry<'a>(
     base: &Base<'a>,
 ) -> Result<[Option<Sample<'a>>; 2], Reject> {
     let point = name(record, base)?;
-    let unit = record.text(Label::Unit)?.or(base.unit.as_ref()).cloned();
-    if unit.as_ref().is_some_and(|unit| unit.len() + 2 > value::MAX_UNIT || unit.contains('\0')) {
+    let unit = record.text(Label::Unit)?.or(base.unit.as_ref());
+    if unit.is_some_and(|unit| unit.len() + 2 > value::MAX_UNIT || unit.contains('\0')) {
         return Err(Reject::whole(Reason::TooLong, "the unit is too long, or holds NUL"));
     }
     let value = entry_value(record, base)?;
@@ -274,23 +289,26 @@ fn entry<'a>(
     let sample = |point, value, unit| Sample { part, point, ts, value, unit, quality: 0 };
     Ok([
         sum.map(|sum| {
-            let unit = unit.as_ref().map(|unit| Cow::Owned(format!("{unit}*s")));
+            let unit = unit.map(|unit| Cow::Owned(format!("{unit}*s")));
             sample(Cow::Owned(format!("{point}#sum")), Value::Num(sum), unit)
         }),
-        value.map(|value| sample(point.clone(), value, unit.clone())),
+        value.map(|value| sample(point.clone(), value, unit.cloned())),
     ])
 }
 
 /// The name as RFC 8428 §4.5.1 allows it.
 fn name<'a>(record: &Record<'a>, base: &Base<'a>) -> Result<Cow<'a, str>, Reject> {
-    let name = match record.text(Label::Name)? {
+    let own = record.text(Label::Name)?;
+    // Before it is put together: a base name that is too long may stand before every record's own.
+    let bytes = base.name.len() + own.map_or(0, |name| name.len());
+    if bytes + "#sum".len() > MAX_NAME {
+        return Err(Reject::whole(Reason::TooLong, &format!("the name has {bytes} bytes")));
+    }
+    let name = match own {
         None => base.name.clone(),
         Some(name) if base.name.is_empty() => name.clone(),
         Some(name) => Cow::Owned(format!("{}{name}", base.name)),
     };
-    if name.len() + "#sum".len() > MAX_NAME {
-        return Err(Reject::whole(Reason::TooLong, &format!("the name has {} bytes", name.len())));
-    }
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-:./_".contains(c);
     if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(allowed) {
         return Err(invalid(&format!(
@@ -333,12 +351,12 @@ fn entry_value<'a>(record: &Record<'a>, base: &Base<'a>) -> Result<Option<Value<
 }
 
 /// The sum of a number and its base: exact where both are integers.
-fn add(number: &str, base: Option<&Cow<'_, str>>, field: &str) -> Result<f64, Reject> {
+fn add(number: &str, base: Option<&Addend>, field: &str) -> Result<f64, Reject> {
     let Some(base) = base else { return value::number(number, field) };
-    if let (Ok(a), Ok(b)) = (number.parse::<i64>(), base.parse::<i64>()) {
+    if let (Ok(a), Some(b)) = (number.parse::<i64>(), base.exact) {
         return value::number(&(i128::from(a) + i128::from(b)).to_string(), field);
     }
-    let sum = value::number(number, field)? + value::number(base, field)?;
+    let sum = value::number(number, field)? + base.double.clone()?;
     let infinite = || Reject::whole(Reason::InvalidValue, &format!("'{field}' and its base are too large"));
     sum.is_finite().then_some(sum).ok_or_else(infinite)
 }

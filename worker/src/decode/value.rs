@@ -55,13 +55,19 @@ pub fn unit<'a>(word: impl Into<Word<'a>>, field: &str) -> Result<Option<Cow<'a,
 
 /// A name that did not come as a JSON string: not empty, not long, without control characters.
 pub fn name<'a>(name: Cow<'a, str>, what: &str) -> Result<Cow<'a, str>, Reject> {
-    if name.len() > MAX_NAME {
-        let detail = format!("the {what} has {} bytes; {MAX_NAME} are allowed", name.len());
-        return Err(Reject::whole(Reason::TooLong, &detail));
-    }
+    name_length(name.len(), what)?;
     if name.is_empty() || name.chars().any(char::is_control) {
         let detail = format!("the {what} is empty or holds a control character");
         return Err(Reject::whole(Reason::InvalidField, &detail));
     }
     Ok(name)
+}
+
+/// Refuses so many bytes for a name: where it is put together, before that is done.
+pub fn name_length(bytes: usize, what: &str) -> Result<(), Reject> {
+    if bytes > MAX_NAME {
+        let detail = format!("the {what} has {bytes} bytes; {MAX_NAME} are allowed");
+        return Err(Reject::whole(Reason::TooLong, &detail));
+    }
+    Ok(())
 }

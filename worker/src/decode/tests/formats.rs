@@ -1,6 +1,7 @@
 //! Golden cases: documents as devices send them, and what becomes of each part.
 
 mod compression;
+mod large;
 mod mapped;
 mod senml;
 
