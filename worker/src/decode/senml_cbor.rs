@@ -11,6 +11,8 @@ use super::senml::{Field, Label, Record};
 const MAX_DEPTH: usize = 16;
 /// A decimal fraction (RFC 8949 §3.4.4).
 const DECIMAL_FRACTION: u64 = 4;
+/// 2^53: below it the shortest decimal of a whole double is the integer itself.
+const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// The records of a pack.
 pub(super) fn records(payload: &[u8]) -> Result<Vec<Record<'static>>, Reject> {
@@ -49,20 +51,29 @@ fn record(item: Cbor) -> Result<Record<'static>, Reject> {
 fn field(value: Cbor) -> Field<'static> {
     match value {
         Cbor::Integer(number) => Field::Number(Cow::Owned(i128::from(number).to_string())),
-        // The shortest decimal that is this double, so that a time means what its sender wrote.
-        Cbor::Float(number) if number.is_finite() => Field::Number(Cow::Owned(number.to_string())),
+        Cbor::Float(number) if number.is_finite() => Field::Number(Cow::Owned(decimal(number))),
         Cbor::Text(text) => Field::Text(Cow::Owned(text)),
         Cbor::Bytes(bytes) => Field::Data(Cow::Owned(base64url(&bytes))),
         Cbor::Bool(truth) => Field::Bool(truth),
         Cbor::Tag(DECIMAL_FRACTION, fraction) => match fraction.as_array().map(Vec::as_slice) {
             Some([Cbor::Integer(exponent), Cbor::Integer(mantissa)]) => {
                 let (exponent, mantissa) = (i128::from(*exponent), i128::from(*mantissa));
-                Field::Number(Cow::Owned(format!("{mantissa}e{exponent}")))
+                Field::Number(Cow::Owned(match exponent {
+                    // An integer, which is held to be exact.
+                    0 => mantissa.to_string(),
+                    _ => format!("{mantissa}e{exponent}"),
+                }))
             }
             _ => Field::Other,
         },
         _ => Field::Other,
     }
+}
+
+/// The shortest decimal that is this double, so that a time means what its sender wrote.
+fn decimal(number: f64) -> String {
+    // Above, zeros would stand for digits that the double has, and look like an integer that it is not.
+    if number.abs() < EXACT { number.to_string() } else { format!("{number:e}") }
 }
 
 /// Base64 with the alphabet for URLs and without padding (RFC 4648 §5).

@@ -112,6 +112,21 @@ fn senml_in_cbor_is_the_same() {
         ["a = \"-_8\" @0", "1: out_of_range"]
     );
     assert_eq!(decoded(of(2, &[b"\xa1\x02\xf9\x7e\x00"])), ["a = \"-_8\" @0", "1: invalid_value"]);
+    for number in [2f64.powi(60), -2f64.powi(53), 6.022_140_76e23, 1e300, f64::MAX, 5e-324, 1e15 + 0.125, 7.0]
+    {
+        let record = [b"\xa1\x02\xfb", &number.to_be_bytes()[..]].concat();
+        assert_eq!(decoded(of(2, &[&record])), ["a = \"-_8\" @0".to_owned(), format!("a = {number} @0")]);
+    }
+    // A decimal fraction without a fraction is an integer, and exact like others.
+    for (fraction, expected) in [
+        (&b"\x00\x1b\x00\x20\x00\x00\x00\x00\x00\x01"[..], "1: out_of_range"),
+        (b"\x00\x3b\x00\x20\x00\x00\x00\x00\x00\x00", "1: out_of_range"),
+        (b"\x00\x1b\x00\x20\x00\x00\x00\x00\x00\x00", "a = 9007199254740992 @0"),
+        (b"\x02\x05", "a = 500 @0"),
+    ] {
+        let record = [b"\xa1\x02\xc4\x82", fraction].concat();
+        assert_eq!(decoded(of(2, &[&record])), ["a = \"-_8\" @0", expected]);
+    }
     assert_eq!(decoded(of(2, &[b"\xa2\x02\x01\x64foo_\x01"])), ["whole: unknown_schema"]);
     assert_eq!(decoded(of(2, &[b"\xa2\x02\x01\x02\x01"])), ["whole: invalid_field"]);
     assert_eq!(decoded(of(2, &[])), ["whole: parse_error"]);
