@@ -88,7 +88,7 @@ pub fn decode<'a>(
     // A will has no sequence number, and its time is that of the connection's beginning.
     let sequence = match kind {
         "NDEATH" => Sequence::Unbroken,
-        _ => node.follow(payload.seq, sent_at, kind == "NBIRTH"),
+        _ => node.follow(payload.seq, sent.accepted(), kind == "NBIRTH"),
     };
     effects.gap = sequence == Sequence::Gap;
     let decoded = match kind {
@@ -118,6 +118,12 @@ struct Sent<'a, 'b> {
 }
 
 impl Sent<'_, '_> {
+    /// When the payload was sent, where that is to be believed: after a time in the far future no message
+    /// would be newer, and no death would count.
+    fn accepted(&self) -> Option<Micros> {
+        self.at.filter(|at| self.rules.accept(self.input.now, *at).is_ok())
+    }
+
     /// The time of a metric, or that of its payload.
     fn time(&self, metric: Option<u64>) -> Result<Micros, Reject> {
         let time = match metric.map(instant).transpose()?.or(self.at) {

@@ -6,6 +6,8 @@ use super::super::{Decoder, Source, Value};
 use super::births::{Births, State};
 use super::*;
 
+mod sequence;
+
 /// 2026-11-24T05:10:53Z.
 const NOW: Micros = 1_795_497_053_000_000;
 /// When the golden payloads' birth was sent.
@@ -260,24 +262,6 @@ fn each_bad_message_has_its_reason() {
         assert_eq!(reasons(&content(&decoder, topic, payload)), [(None, expected)], "{topic}");
     }
     assert!(!decoder.births().node("g", "n").is_born(""));
-}
-
-#[test]
-fn a_gap_is_counted_and_asks() {
-    let decoder = decoder();
-    let send = |after, seq| payload(after, seq, vec![alias(1, 1.0)]);
-    content(&decoder, "spBv1.0/g/NBIRTH/n", &payload(0, 0, vec![named("a", 1)]));
-    for (after, seq, gap) in
-        [(1, 1, false), (2, 2, false), (3, 4, true), (4, 5, false), (3, 4, false), (2, 2, false)]
-    {
-        let bytes = send(after, seq);
-        let data = content(&decoder, "spBv1.0/g/NDATA/n", &bytes);
-        assert_eq!(
-            (data.samples.len(), effects(&data).gap, effects(&data).ask.is_some()),
-            (1, gap, gap),
-            "seq {seq}"
-        );
-    }
 }
 
 #[test]
