@@ -48,7 +48,17 @@ impl Compression {
         let mut expanded = Vec::new();
         let read = match self {
             Self::Gzip => bounded(flate2::read::MultiGzDecoder::new(payload), most, &mut expanded),
-            Self::Zlib => bounded(flate2::read::ZlibDecoder::new(payload), most, &mut expanded),
+            Self::Zlib => {
+                let mut decoder = flate2::bufread::ZlibDecoder::new(payload);
+                bounded(&mut decoder, most, &mut expanded).and_then(|()| {
+                    // The other decoders look for more data behind the end; this one leaves what is there.
+                    let rest = decoder.into_inner().len();
+                    if rest == 0 || expanded.len() > most {
+                        return Ok(());
+                    }
+                    Err(io::Error::other(format!("it is followed by {rest} more bytes")))
+                })
+            }
             Self::Zstd => zstd::stream::read::Decoder::with_buffer(payload).and_then(|mut decoder| {
                 decoder.window_log_max(ZSTD_WINDOW_LOG)?;
                 bounded(decoder, most, &mut expanded)

@@ -39,6 +39,9 @@ fn compressed_payloads_are_expanded() {
         b"\x28\xb5\x2f\xfd",
         &[gzip(plain), b"x".to_vec()].concat(),
         &zlib(plain, 6)[..20],
+        &[zlib(plain, 6), b"x".to_vec()].concat(),
+        &[zlib(plain, 6), zlib(plain, 6)].concat(),
+        &[zstd::encode_all(&plain[..], 3).unwrap(), b"x".to_vec()].concat(),
     ] {
         assert_eq!(reason(TOPIC, payload), Reason::InvalidCompression);
     }
@@ -58,6 +61,8 @@ fn a_bomb_is_too_large() {
         for payload in [gzip(&zeros), zlib(&zeros, 6), zstd::encode_all(&zeros[..], 3).unwrap()] {
             assert!(payload.len() < most, "{} bytes", payload.len());
             assert_eq!(reason(TOPIC, &payload), expected, "{size}");
+            let followed = if size > most { expected } else { Reason::InvalidCompression };
+            assert_eq!(reason(TOPIC, &[payload, b"x".to_vec()].concat()), followed, "{size}");
         }
     }
 }
