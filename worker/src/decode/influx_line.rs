@@ -264,14 +264,23 @@ fn instant(message: &Message<'_>, line: &Line<'_>, unit: TimeUnit) -> Result<Mic
     message.accept(ts)
 }
 
-/// The tags as they stand at the end of a point's name.
+/// The tags as they stand at the end of a point's name. In them a backslash stands before what would
+/// read as the end of a key or tag.
 fn in_braces(tags: &[(Cow<'_, str>, Cow<'_, str>)]) -> String {
+    fn push_escaped(text: &mut String, word: &str) {
+        for c in word.chars() {
+            if matches!(c, '\\' | ',' | '=' | '{' | '}') {
+                text.push('\\');
+            }
+            text.push(c);
+        }
+    }
     let mut text = String::new();
     for (key, tag) in tags {
         text.push(if text.is_empty() { '{' } else { ',' });
-        text.push_str(key);
+        push_escaped(&mut text, key);
         text.push('=');
-        text.push_str(tag);
+        push_escaped(&mut text, tag);
     }
     if !text.is_empty() {
         text.push('}');
@@ -290,4 +299,37 @@ fn sample<'a>(
     value::name_length(measurement.len() + 1 + key.len() + tags.len(), what)?;
     let point = value::name(Cow::Owned(format!("{measurement}.{key}{tags}")), what)?;
     Ok(Sample { part, point, ts, value, unit: None, quality: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Keys and tags as they were before they were put in braces.
+    fn read_back(text: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        let mut chars = text.chars();
+        while let Some(c) = chars.next() {
+            match c {
+                '{' | ',' | '=' => words.push(String::new()),
+                '}' => assert_eq!(chars.next(), None),
+                '\\' => words.last_mut().unwrap().extend(chars.next()),
+                c => words.last_mut().unwrap().push(c),
+            }
+        }
+        words
+    }
+
+    proptest! {
+        #[test]
+        fn tags_can_be_read_back_from_a_points_name(
+            tags in prop::collection::vec(("[aé ,={}\\\\]{1,4}", "[aé ,={}\\\\]{1,4}"), 0..4),
+        ) {
+            let written = in_braces(&tags.iter().map(|(key, tag)| (key.into(), tag.into())).collect::<Vec<_>>());
+            let words: Vec<String> = tags.into_iter().flat_map(|(key, tag)| [key, tag]).collect();
+            prop_assert_eq!(read_back(&written), words, "{}", written);
+        }
+    }
 }

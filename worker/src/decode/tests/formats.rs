@@ -191,8 +191,13 @@ fn line_protocol_is_read_with_its_escapes_and_types() {
             ),
             (
                 "wea\\,th\\ er,t\\=\\,a\\ g=v\\ al f\\=i\\,e\\ ld=-1.5e1 1795497053000000000",
-                &["wea,th er.f=i,e ld{t=,a g=v al} = -15 @0"],
+                &["wea,th er.f=i,e ld{t\\=\\,a g=v al} = -15 @0"],
             ),
+            // What InfluxDB keeps apart has names of its own.
+            ("m,a=1,b=2 f=1 1795497053000000000", &["m.f{a=1,b=2} = 1 @0"]),
+            ("m,a=1\\,b\\=2 f=1 1795497053000000000", &["m.f{a=1\\,b\\=2} = 1 @0"]),
+            ("m,a=1\\\\,b\\=2 f=1 1795497053000000000", &["m.f{a=1\\\\\\,b\\=2} = 1 @0"]),
+            ("m,{a}={1}\\x f=1 1795497053000000000", &["m.f{\\{a\\}=\\{1\\}\\\\x} = 1 @0"]),
             ("größe,ö=ü ä=\"ß\nzwei\" 1795497053000000000", &["größe.ä{ö=ü} = \"ß\\nzwei\" @0"]),
             // A bad value is rejected alone, a bad line too.
             (

@@ -160,6 +160,7 @@ proptest! {
         let (_, content) = decoder(false).decode(&Reading::InfluxLine(TimeUnit::Seconds), &input(TOPIC, line.as_bytes()));
         prop_assert!(content.rejects.is_empty(), "{line}: {:?}", content.rejects);
         let found: Vec<_> = content.samples.iter().map(|s| (s.point.to_string(), s.value.clone())).collect();
+        let tag = tag.replace(',', "\\,").replace('=', "\\=");
         let expected: Vec<_> = fields.iter().map(|(key, value)| (format!("m.{key}{{t={tag}}}"), Value::Num(f64::from(*value)))).collect();
         prop_assert_eq!(found, expected);
     }
