@@ -378,7 +378,6 @@ fn level_name(level: &[u8]) -> Result<&str, String> {
 fn kind_of(kind: Option<&str>, text: &str) -> Result<Decode, Reject> {
     #[derive(serde::Deserialize)]
     struct Marks {
-        points: Option<IgnoredAny>,
         cmd_id: Option<IgnoredAny>,
         event_type: Option<IgnoredAny>,
     }
@@ -387,8 +386,8 @@ fn kind_of(kind: Option<&str>, text: &str) -> Result<Decode, Reject> {
         None => match json::parse::<Marks>(text)? {
             Marks { cmd_id: Some(_), .. } => "ack",
             Marks { event_type: Some(_), .. } => "event",
-            Marks { points: Some(_), .. } => "telem",
-            _ => "",
+            // Its decoder looks whether it is, also where there are no points but metadata.
+            _ => "telem",
         },
     };
     let known = KINDS.iter().find(|(name, _)| *name == kind);

@@ -208,6 +208,24 @@ fn without_a_kind_in_the_topic_the_payload_tells() {
     }
 }
 
+#[test]
+fn metadata_alone_is_telemetry_also_without_a_kind_in_the_topic() {
+    let bare = Decoder { layout: Layout::parse("{device}").unwrap(), ..decoder(false) };
+    for reading in [Reading::V1, Reading::Auto] {
+        let decode = |payload: &'static [u8]| bare.decode(&reading, &input(b"d", payload)).1;
+        let content = decode(br#"{"schema":"v1","ts":"2026-11-24T05:10:53Z","meta":{"fw":"1.2"}}"#);
+        assert!(content.rejects.is_empty(), "{:?}", content.rejects);
+        assert_eq!(content.metadata.unwrap().document, r#"{"fw":"1.2"}"#);
+        for (payload, expected) in [
+            (&br#"{"schema":"v1","ts":"2026-11-24T05:10:53Z"}"#[..], Reason::InvalidField),
+            (br#"{"schema":"v2","meta":{}}"#, Reason::UnknownSchema),
+            (br#"{"a":1}"#, Reason::UnknownSchema),
+        ] {
+            assert_eq!(decode(payload).rejects[0].reason, expected);
+        }
+    }
+}
+
 fn point() -> impl Strategy<Value = String> {
     let value = prop_oneof![
         any::<f64>().prop_filter("finite", |f| f.is_finite()).prop_map(|f| format!("{f:e}")),
