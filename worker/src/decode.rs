@@ -383,7 +383,7 @@ fn kind_of(kind: Option<&str>, text: &str) -> Result<Decode, Reject> {
     }
     let kind = match kind {
         Some(kind) => kind,
-        None => match json::parse::<Marks>(text)? {
+        None => match json::object::<Marks>(text)? {
             Marks { cmd_id: Some(_), .. } => "ack",
             Marks { event_type: Some(_), .. } => "event",
             // Its decoder looks whether it is, also where there are no points but metadata.

@@ -30,7 +30,7 @@ struct Document<'a> {
 }
 
 pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<(), Reject> {
-    let document: Document<'a> = json::parse(message.text)?;
+    let document: Document<'a> = json::object(message.text)?;
     if !json::is_null(document.schema) {
         require_v1(document.schema)?;
     }

@@ -39,7 +39,7 @@ pub fn telemetry<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result
         Err(reject) if matches!(reject.reason, Reason::UnknownSchema | Reason::InvalidField) => reject,
         other => return other,
     };
-    match by_marks(message.text, false) {
+    match by_marks(message.text, false)? {
         Some(decode) => decode(message, content),
         None => Err(not_v1),
     }
@@ -47,25 +47,22 @@ pub fn telemetry<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result
 
 /// A message whose topic does not tell its kind.
 pub fn any<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<(), Reject> {
-    let decode =
-        by_marks(message.text, true).ok_or_else(|| match json::parse::<Marks<'_>>(message.text) {
-            Err(reject) => reject,
-            Ok(_) => Reject::whole(
-                Reason::UnknownSchema,
-                "the payload has no mark of a format that is detected; name its format in the subscription",
-            ),
-        })?;
+    let decode = by_marks(message.text, true)?.ok_or_else(|| {
+        let detail =
+            "the payload has no mark of a format that is detected; name its format in the subscription";
+        Reject::whole(Reason::UnknownSchema, detail)
+    })?;
     decode(message, content)
 }
 
 /// The decoder that the payload's marks ask for.
-fn by_marks(text: &str, with_v1: bool) -> Option<Decode> {
-    if text.trim_start().starts_with('[') {
-        return senml::is_json(text).then_some(senml::decode as Decode);
+fn by_marks(text: &str, with_v1: bool) -> Result<Option<Decode>, Reject> {
+    if text.trim_start().starts_with('[') && senml::is_json(text)? {
+        return Ok(Some(senml::decode));
     }
-    let marks: Marks<'_> = serde_json::from_str(text).ok()?;
+    let marks: Marks<'_> = json::object(text)?;
     let schema = json::string(marks.schema);
-    match (schema.as_deref(), marks) {
+    Ok(match (schema.as_deref(), marks) {
         (_, Marks { cmd_id: Some(_), .. }) if with_v1 => Some(ack_v1::decode),
         (_, Marks { event_type: Some(_), .. }) if with_v1 => Some(event_v1::decode),
         (Some("v1"), _) => with_v1.then_some(telemetry_v1::decode),
@@ -76,5 +73,5 @@ fn by_marks(text: &str, with_v1: bool) -> Option<Decode> {
         (_, Marks { sensors: Some(_), .. }) => Some(sensors::decode),
         (_, Marks { points: Some(_), .. }) if with_v1 => Some(telemetry_v1::decode),
         _ => None,
-    }
+    })
 }

@@ -23,7 +23,7 @@ struct Document<'a> {
 }
 
 pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<(), Reject> {
-    let document: Document<'a> = json::parse(message.text)?;
+    let document: Document<'a> = json::object(message.text)?;
     require_v1(document.schema)?;
     let ts = json::string(document.ts).ok_or_else(|| {
         Reject::whole(Reason::MissingTime, "an event needs a 'ts' such as \"2026-11-24T05:10:53.123Z\"")

@@ -32,7 +32,7 @@ const NUMBERS: [(&str, &str, Option<&str>, f64); 5] = [
 ];
 
 pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<(), Reject> {
-    let document: Document<'a> = json::parse(message.text)?;
+    let document: Document<'a> = json::object(message.text)?;
     let mut ts = None;
     if !json::is_null(document.data) {
         ts = Some(data(message, document.data, content)?);

@@ -1,8 +1,11 @@
 //! JSON as devices send it, read without guessing.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
 
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
 
@@ -17,6 +20,33 @@ const MAX_DOCUMENT: usize = 256 * 1024;
 
 /// A part of a message as it stands in the payload.
 pub type Raw<'a> = Option<&'a RawValue>;
+
+/// Fields that stand in an object. What serde derives for a struct takes an array too, and its items for
+/// the fields in their order.
+pub struct Fields<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Fields<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+            type Value = Fields<T>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Fields)
+            }
+        }
+        deserializer.deserialize_map(Object(PhantomData))
+    }
+}
+
+/// Reads an object with these fields. A key that stands twice is an error.
+pub fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Reject> {
+    parse(text).map(|Fields(fields)| fields)
+}
 
 /// Reads a whole message. A key that stands twice is an error.
 pub fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Reject> {

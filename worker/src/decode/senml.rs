@@ -145,15 +145,11 @@ pub fn is_cbor(payload: &[u8]) -> bool {
     matches!(payload.first(), Some(0x80..=0x9b | 0x9f))
 }
 
-/// Whether it is a JSON array whose first item has a SenML name.
-pub fn is_json(text: &str) -> bool {
-    if !text.trim_start().starts_with('[') {
-        return false;
-    }
-    let items: Result<Vec<&RawValue>, _> = serde_json::from_str(text);
-    let first = items.ok().and_then(|items| items.first().copied());
-    let record: Option<Object<'_>> = first.and_then(|first| serde_json::from_str(first.get()).ok());
-    record.is_some_and(|record| record.get("bn").is_some() || record.get("n").is_some())
+/// Whether the first item of a JSON array has a SenML name.
+pub fn is_json(text: &str) -> Result<bool, Reject> {
+    let items: Vec<&RawValue> = json::parse(text)?;
+    let record = items.first().and_then(|first| json::parse::<Object<'_>>(first.get()).ok());
+    Ok(record.is_some_and(|record| record.get("bn").is_some() || record.get("n").is_some()))
 }
 
 /// Decodes a pack in JSON.

@@ -29,7 +29,7 @@ struct Sensor<'a> {
 }
 
 pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<(), Reject> {
-    let document: Document<'a> = json::parse(message.text)?;
+    let document: Document<'a> = json::object(message.text)?;
     let sensors = document.sensors.unwrap_or_default();
     if sensors.is_empty() {
         return Err(Reject::whole(Reason::InvalidField, "the message has no 'sensors'"));
@@ -42,7 +42,7 @@ pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<()
 }
 
 fn sensor(part: u32, ts: Micros, raw: &RawValue) -> Result<Sample<'_>, Reject> {
-    let sensor: Sensor<'_> = json::parse(raw.get())?;
+    let sensor: Sensor<'_> = json::object(raw.get())?;
     Ok(Sample {
         part,
         point: json::name(sensor.id, "sensor_id")?,

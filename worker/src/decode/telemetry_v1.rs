@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::json::{self, Raw};
+use super::json::{self, Fields, Raw};
 use super::reject::{Reason, Reject};
 use super::value::{self, MAX_TEXT};
 use super::word::Word;
@@ -36,11 +36,11 @@ struct Point<'a> {
 
 pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<(), Reject> {
     // Read once where every point is one; a wrong one must not cost the others.
-    if let Ok(document) = json::parse::<Document<'a, Point<'a>>>(message.text) {
-        return read(message, document, content, Ok);
+    if let Ok(document) = json::object::<Document<'a, Fields<Point<'a>>>>(message.text) {
+        return read(message, document, content, |Fields(point)| Ok(point));
     }
-    let document = json::parse::<Document<'a, &'a RawValue>>(message.text)?;
-    read(message, document, content, |raw| json::parse(raw.get()))
+    let document = json::object::<Document<'a, &'a RawValue>>(message.text)?;
+    read(message, document, content, |raw| json::object(raw.get()))
 }
 
 fn read<'a, P>(

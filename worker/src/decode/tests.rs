@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod arrays;
 mod formats;
 mod properties;
 
