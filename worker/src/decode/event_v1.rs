@@ -26,7 +26,8 @@ pub fn decode<'a>(message: &Message<'a>, content: &mut Content<'a>) -> Result<()
     let document: Document<'a> = json::object(message.text)?;
     require_v1(document.schema)?;
     let ts = json::string(document.ts).ok_or_else(|| {
-        Reject::whole(Reason::MissingTime, "an event needs a 'ts' such as \"2026-11-24T05:10:53.123Z\"")
+        let reason = if json::is_null(document.ts) { Reason::MissingTime } else { Reason::InvalidTime };
+        Reject::whole(reason, "an event needs a 'ts' such as \"2026-11-24T05:10:53.123Z\"")
     })?;
     let data = document.data.filter(|_| !json::is_null(document.data));
     content.events.push(Event {

@@ -96,16 +96,16 @@ impl<'a> Reader<'a> {
     }
 
     fn line(&mut self) -> Result<Line<'a>, Reject> {
-        let measurement = self.name(b", ", b", ");
+        let measurement = self.name(b", ");
         if measurement.is_empty() {
             return Err(wrong("the measurement is missing"));
         }
         let mut tags = Vec::new();
         while self.peek() == Some(b',') {
             self.at += 1;
-            let key = self.name(b",= ", b",= ");
+            let key = self.name(b",= ");
             self.expect(b'=', "a tag has no '='")?;
-            let tag = self.name(b",= ", b",= ");
+            let tag = self.name(b",= ");
             if key.is_empty() || tag.is_empty() {
                 return Err(wrong("a tag's key or value is empty"));
             }
@@ -119,7 +119,7 @@ impl<'a> Reader<'a> {
         self.skip_spaces();
         let mut fields: Vec<(Cow<'a, str>, _)> = Vec::new();
         loop {
-            let key = self.name(b",= ", b",= ");
+            let key = self.name(b",= ");
             self.expect(b'=', "a field has no '='")?;
             if key.is_empty() {
                 return Err(wrong("a field's key is empty"));
@@ -161,14 +161,13 @@ impl<'a> Reader<'a> {
         &self.text[start..self.at]
     }
 
-    /// A name up to one of the bytes, where a backslash escapes some.
-    fn name(&mut self, ends: &[u8], escaped: &[u8]) -> Cow<'a, str> {
+    /// A name up to one of the bytes, which a backslash escapes.
+    fn name(&mut self, ends: &[u8]) -> Cow<'a, str> {
         let (start, bytes) = (self.at, self.text.as_bytes());
         let mut plain: Option<String> = None;
         let mut from = start;
         while !self.at_line_end() && self.peek().is_some_and(|byte| !ends.contains(&byte)) {
-            if self.peek() == Some(b'\\') && bytes.get(self.at + 1).is_some_and(|next| escaped.contains(next))
-            {
+            if self.peek() == Some(b'\\') && bytes.get(self.at + 1).is_some_and(|next| ends.contains(next)) {
                 plain.get_or_insert_default().push_str(&self.text[from..self.at]);
                 from = self.at + 1;
                 self.at += 1;

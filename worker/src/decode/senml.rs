@@ -273,8 +273,14 @@ fn entry<'a>(
 ) -> Result<[Option<Sample<'a>>; 2], Reject> {
     let point = name(record, base)?;
     let unit = record.text(Label::Unit)?.or(base.unit.as_ref());
-    if unit.is_some_and(|unit| unit.len() + 2 > value::MAX_UNIT || unit.contains('\0')) {
-        return Err(Reject::whole(Reason::TooLong, "the unit is too long, or holds NUL"));
+    if unit.is_some_and(|unit| unit.len() + "*s".len() > value::MAX_UNIT) {
+        return Err(Reject::whole(Reason::TooLong, "the unit is too long"));
+    }
+    if unit.is_some_and(|unit| unit.contains('\0')) {
+        return Err(Reject::whole(
+            Reason::InvalidEncoding,
+            "the unit holds NUL, which a database cannot store",
+        ));
     }
     let value = entry_value(record, base)?;
     let sum = record.number(Label::Sum)?.map(|sum| add(sum, base.sum.as_ref(), "s")).transpose()?;

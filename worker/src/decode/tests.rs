@@ -136,6 +136,11 @@ fn each_bad_message_has_its_reason() {
             Reason::InvalidTime,
         ),
         (b"traksense/acme/north/inv-01/event", br#"{"schema":"v1","event_type":"x"}"#, Reason::MissingTime),
+        (
+            b"traksense/acme/north/inv-01/event",
+            br#"{"schema":"v1","event_type":"x","ts":1795497053}"#,
+            Reason::InvalidTime,
+        ),
     ] {
         assert_eq!(
             reason(topic, payload),

@@ -46,7 +46,8 @@ fn senml_is_resolved_as_rfc_8428_says() {
             // A bad entry is rejected alone.
             (
                 r#"[{"bn":"a","bt":1795497053},{"v":1,"vb":true},{"n":" ","v":1},{"n":"b"},{"n":"b","v":"1"},{"n":"b","vb":1},
-                {"n":"b","v":1,"t":"x"},{"n":"b","v":9007199254740993},{"n":"b","vs":"\u0000"},{"n":"b","v":1,"t":-1e9},{"n":"b","v":1,"foo":[1]}]"#,
+                {"n":"b","v":1,"t":"x"},{"n":"b","v":9007199254740993},{"n":"b","vs":"\u0000"},{"n":"b","v":1,"t":-1e9},{"n":"b","v":1,"foo":[1]},
+                {"n":"b","u":"\u0000","v":1},{"n":"b","u":"012345678901234567890123456789012345678901234567890123456789012","v":1}]"#,
                 &[
                     "1: invalid_field",
                     "2: invalid_field",
@@ -58,6 +59,8 @@ fn senml_is_resolved_as_rfc_8428_says() {
                     "8: invalid_encoding",
                     "9: ts_window",
                     "ab = 1 @0",
+                    "11: invalid_encoding",
+                    "12: too_long",
                 ],
             ),
             // What would falsify all that follows rejects the pack.
