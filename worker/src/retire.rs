@@ -1,8 +1,10 @@
 //! The only way a shard's session ends: unsubscribe, drain, end the session, forget the shard.
 //!
-//! Drained means: every UNSUBACK came, nothing is unacknowledged, and a marker that was published
-//! afterwards arrived behind all that the broker had queued.
+//! Drained means: every UNSUBACK came, nothing is in hand, and a marker that was published afterwards
+//! arrived behind all that the broker had queued, by the connection that is open now: a new one brings again
+//! what was not acknowledged (MQTT-4.4.0-1). Without a connection nothing is proved.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -154,14 +156,11 @@ impl Shard {
         idle: Option<Duration>,
     ) -> Result<Proof, RetireError> {
         let options = self.broker().of_session(lane);
-        let marker = marker(&options);
+        let marker = Arc::new(marker(&options));
         let (orders, mut orders_seen) = watch::channel(Order::Consume([marker.topic.clone()].into()));
-        let session = self.session(lane, Some(marker));
+        let session = self.session(lane, Some(Arc::clone(&marker)));
         let drain = async {
-            let proof = match &session.marker {
-                Some(marker) => self.drain(lane, tenure, marker, idle).await,
-                None => Ok(Proof::Idle),
-            };
+            let proof = self.drain(lane, tenure, &marker, idle).await;
             // Also without a proof: what is in hand is committed, and the session kept.
             orders.send_replace(Order::Settle);
             proof
@@ -191,34 +190,114 @@ impl Shard {
         idle: Option<Duration>,
     ) -> Result<Proof, RetireError> {
         let session = self.shared.lanes.get(lane);
-        let quiet = || session.acks.window().unacked == 0;
-        let received = || session.received.load(Ordering::Relaxed);
-        while tenure.filters_of(lane) != [marker.topic.clone()] || !session.link().connected {
+        let look = || Look {
+            connected: session.link().connected,
+            epoch: session.acks.window().epoch,
+            received: session.received.load(Ordering::Relaxed),
+            in_hand: session.acks.in_hand(),
+        };
+        while tenure.filters_of(lane) != [marker.topic.clone()] || !look().connected {
             tokio::time::sleep(LOOK).await;
         }
         tracing::info!(session = lane, "unsubscribed; draining");
         let nonce = uuid::Uuid::new_v4().to_string();
-        let (mut seen, mut since) = (received(), Instant::now());
+        let mut silence = Silence { last: look(), since: Instant::now() };
         let mut published = None;
         loop {
-            // Again when all is quiet: a full queue may have dropped the first one.
-            if published.is_none_or(|at: Instant| at.elapsed() > MARK_AGAIN && since.elapsed() > MARK_AGAIN) {
+            // Again when all is quiet: a full queue may have dropped the first one, and a new connection forgets it.
+            let again = |at: Instant| at.elapsed() > MARK_AGAIN && silence.since.elapsed() > MARK_AGAIN;
+            if published.is_none_or(again) {
                 self.publish_marker(marker, &nonce).await;
                 published = Some(Instant::now());
             }
-            if quiet() && marker.seen.borrow().as_deref() == Some(nonce.as_str()) {
-                return Ok(Proof::Marker);
-            }
-            if received() != seen || !quiet() {
-                (seen, since) = (received(), Instant::now());
-            }
-            match idle {
-                Some(idle) if since.elapsed() >= idle => return Ok(Proof::Idle),
-                None if since.elapsed() >= MARKER_PATIENCE => {
-                    return Err(RetireError::NoMarker { topic: marker.topic.clone() });
+            if let Some(quiet) = silence.after(look(), Instant::now()) {
+                if marker.seen.borrow().as_deref() == Some(nonce.as_str()) {
+                    return Ok(Proof::Marker);
                 }
-                _ => tokio::time::sleep(LOOK).await,
+                match idle {
+                    Some(idle) if quiet >= idle => return Ok(Proof::Idle),
+                    None if quiet >= MARKER_PATIENCE => {
+                        return Err(RetireError::NoMarker { topic: marker.topic.clone() });
+                    }
+                    _ => {}
+                }
             }
+            tokio::time::sleep(LOOK).await;
         }
+    }
+}
+
+/// What is seen of a session that is drained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    connected: bool,
+    epoch: u64,
+    received: u64,
+    in_hand: usize,
+}
+
+/// Since when a session has been quiet, from one look after another.
+struct Silence {
+    last: Look,
+    since: Instant,
+}
+
+impl Silence {
+    /// How long it has been quiet, if it is: on one connection nothing came, and nothing is in hand.
+    fn after(&mut self, look: Look, now: Instant) -> Option<Duration> {
+        let quiet = look.connected && look.in_hand == 0;
+        if !quiet || look != self.last {
+            *self = Self { last: look, since: now };
+        }
+        quiet.then(|| now.duration_since(self.since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::tests::lonely;
+    use crate::store::lease::LeaseRow;
+
+    #[test]
+    fn silence_begins_anew_with_each_delivery_and_each_connection_and_while_something_is_in_hand() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let quiet = Look { connected: true, epoch: 1, received: 5, in_hand: 0 };
+        let mut silence = Silence { last: quiet, since: start };
+        let mut after = |look, seconds| silence.after(look, at(seconds)).map(|quiet| quiet.as_secs());
+        assert_eq!(after(quiet, 3), Some(3));
+        assert_eq!(after(Look { in_hand: 1, ..quiet }, 4), None);
+        assert_eq!(after(quiet, 5), Some(0));
+        let quiet = Look { received: 6, ..quiet };
+        assert_eq!((after(quiet, 7), after(quiet, 9)), (Some(0), Some(2)));
+        assert_eq!(after(Look { connected: false, ..quiet }, 20), None);
+        assert_eq!(after(quiet, 21), Some(0));
+        // One that came and went between two looks.
+        assert_eq!((after(quiet, 30), after(Look { epoch: 2, ..quiet }, 31)), (Some(9), Some(0)));
+    }
+
+    #[tokio::test]
+    async fn silence_without_a_connection_is_no_proof_that_the_queue_is_empty() {
+        let shard = lonely();
+        let lane = shard.shared.lanes.get(0);
+        let marker = marker(&shard.broker());
+        let row = LeaseRow { sessions: vec![vec![marker.topic.clone()]], ..LeaseRow::default() };
+        let tenure = shard.tenure(row);
+        lane.link().connected = true;
+        let idle = Duration::from_millis(400);
+        let absence = async {
+            tokio::time::sleep(idle / 2).await;
+            lane.link().connected = false;
+            tokio::time::sleep(idle * 3).await;
+            lane.link().connected = true;
+            Instant::now()
+        };
+        let (proof, back) = tokio::join!(
+            async { (shard.drain(0, &tenure, &marker, Some(idle)).await, Instant::now()) },
+            absence
+        );
+        assert!(matches!(proof.0, Ok(Proof::Idle)));
+        assert!(proof.1 + LOOK * 2 >= back + idle, "the absence counted as silence");
     }
 }

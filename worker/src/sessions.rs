@@ -29,7 +29,7 @@ impl<'a> Sessions<'a> {
         let count = asked.max(tenure.filters_by_session().len());
         shard.shared.lanes.use_up_to(count);
         let all = (0..count as u8).map(|lane| {
-            let marker = (lane > 0).then(|| retire::marker(&shard.broker().of_session(lane)));
+            let marker = (lane > 0).then(|| Arc::new(retire::marker(&shard.broker().of_session(lane))));
             (shard.session(lane, marker), watch::Sender::new(Order::Consume([].into())))
         });
         let sessions = Self { shard, asked, all: all.collect() };

@@ -415,7 +415,7 @@ impl Shard {
         self.shared.show_connected();
     }
 
-    pub(crate) fn session(&self, lane: u8, marker: Option<Marker>) -> Session {
+    pub(crate) fn session(&self, lane: u8, marker: Option<Arc<Marker>>) -> Session {
         Session {
             lane,
             access: self.access.clone(),
@@ -455,5 +455,33 @@ impl Shard {
             fill: self.shared.queue_fill(),
             delay: self.shared.flow.beat(at),
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::settings::Sources;
+
+    /// A shard whose broker and database refuse connections.
+    pub(crate) fn lonely() -> Shard {
+        let folder = tempfile::tempdir().unwrap();
+        let sources = Sources {
+            manifest: folder.path().join("plant.yaml"),
+            plan: None,
+            secrets: folder.path().to_owned(),
+            shard: 0,
+        };
+        let manifest = include_str!("../../examples/worker.yaml").replace("127.0.0.1:1883", "127.0.0.1:1");
+        std::fs::write(&sources.manifest, manifest).unwrap();
+        std::fs::create_dir(folder.path().join("timescale")).unwrap();
+        std::fs::write(folder.path().join("timescale/url"), "postgres://worker@127.0.0.1:1/plant").unwrap();
+        let settings = sources.settings().unwrap();
+        let (_, access) = watch::channel(settings.access.clone());
+        let (_, terms) = watch::channel(Arc::clone(&settings.terms));
+        let me = Me { instance: "test".to_owned(), incarnation: Uuid::nil() };
+        Shard::new(settings, (access, terms), me, Handle::current()).unwrap()
     }
 }

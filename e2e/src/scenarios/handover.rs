@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use tokio::task::JoinHandle;
 
 use super::load::Load;
 use crate::bed::{Bed, require_identities};
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Scenario> {
         scenario!(a_stopping_worker_serves_until_its_successor_has_taken_over),
         scenario!(a_retired_shard_has_no_session_and_lost_nothing_of_a_full_queue),
         scenario!(a_shard_is_retired_from_under_a_running_worker),
+        scenario!(a_broker_that_is_away_while_a_shard_is_retired_is_no_empty_queue[broker]),
         scenario!(a_marker_that_a_retire_left_behind_is_no_delivery),
         scenario!(a_worker_that_outlives_the_end_of_its_shard_begins_nothing_anew),
         scenario!(a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not),
@@ -110,12 +112,43 @@ async fn a_shard_is_retired_from_under_a_running_worker(bed: &mut Bed) -> Result
     let (fleet, ledger) = queue(bed, 20_000).await?;
     let one = bed.start("one", &[])?;
     one.metric("messages flow", LONG, |m| m.get("ingest_committed_total") > 0.0).await?;
-    let retiring = tokio::spawn({
-        let (manifest, secrets) = (bed.folder.join("plant.yaml"), bed.secrets());
-        async move { worker::command(&["retire"], &manifest, &secrets).await }
-    });
+    let retiring = retire(bed, &["retire"]);
     one.not_ready("lease_not_held").await?;
     one.stop(Duration::from_secs(20)).await?;
+    let (good, said) = retiring.await??;
+    ensure!(good, "retire: {said}");
+    compare(&bed.database.admin_url, &ledger, fleet.points).await?.require_exact()?;
+    require_retired(bed).await
+}
+
+/// Retires meanwhile.
+fn retire(bed: &Bed, arguments: &'static [&'static str]) -> JoinHandle<Result<(bool, String)>> {
+    let (manifest, secrets) = (bed.folder.join("plant.yaml"), bed.secrets());
+    tokio::spawn(async move { worker::command(arguments, &manifest, &secrets).await })
+}
+
+/// Waits until a writer has a batch that [`Bed::hold_writers`] keeps from its commit.
+async fn writers_wait(bed: &Bed) -> Result<()> {
+    let waiting = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database \
+                   WHERE NOT granted AND datname = current_database()";
+    until_async("a batch is in hand", LONG, || async {
+        bed.sql::<i64>(waiting).await.is_ok_and(|count| count > 0)
+    })
+    .await
+}
+
+async fn a_broker_that_is_away_while_a_shard_is_retired_is_no_empty_queue(bed: &mut Bed) -> Result<()> {
+    let idle = Duration::from_secs(3);
+    let (fleet, ledger) = queue(bed, 5000).await?;
+    let held = bed.hold_writers().await?;
+    let retiring = retire(bed, &["retire", "--idle", "3"]);
+    writers_wait(bed).await?;
+    // A window of messages is in hand, and the broker has all of them.
+    bed.broker()?.stop()?;
+    held.release().await?;
+    tokio::time::sleep(idle * 2).await;
+    ensure!(!retiring.is_finished(), "nobody can tell whether the queue is empty");
+    bed.broker()?.start_again()?;
     let (good, said) = retiring.await??;
     ensure!(good, "retire: {said}");
     compare(&bed.database.admin_url, &ledger, fleet.points).await?.require_exact()?;

@@ -28,7 +28,7 @@ const UNKNOWN_WINDOW: usize = 1000;
 
 /// Unacknowledged deliveries of one epoch, in the order of receipt.
 #[derive(Debug, Default)]
-pub struct AckPrefix {
+struct AckPrefix {
     first: u64,
     entries: VecDeque<Entry>,
 }
@@ -42,13 +42,13 @@ struct Entry {
 
 impl AckPrefix {
     /// Takes in a delivery and gives it its place.
-    pub fn push(&mut self, packet_id: u16, arrived: Instant) -> u64 {
+    fn push(&mut self, packet_id: u16, arrived: Instant) -> u64 {
         self.entries.push_back(Entry { packet_id, arrived, committed: false });
         self.first + self.entries.len() as u64 - 1
     }
 
     /// Notes that the delivery's transaction is committed. A place that is not waiting changes nothing.
-    pub fn commit(&mut self, seq: u64) {
+    fn commit(&mut self, seq: u64) {
         if let Some(entry) =
             seq.checked_sub(self.first).and_then(|index| self.entries.get_mut(usize::try_from(index).ok()?))
         {
@@ -57,7 +57,7 @@ impl AckPrefix {
     }
 
     /// The next packet id to acknowledge, if all before it are acknowledged.
-    pub fn pop(&mut self) -> Option<u16> {
+    fn pop(&mut self) -> Option<u16> {
         if !self.entries.front()?.committed {
             return None;
         }
@@ -66,13 +66,8 @@ impl AckPrefix {
     }
 
     /// How many wait.
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.entries.len()
-    }
-
-    /// Whether none waits.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
     }
 
     fn oldest(&self) -> Option<Instant> {
@@ -91,6 +86,8 @@ struct Live {
     epoch: u64,
     client: Option<Client>,
     prefix: AckPrefix,
+    /// Deliveries of all epochs that are not committed.
+    in_hand: usize,
     /// Most deliveries seen unacknowledged at once in this epoch: the broker's window, as far as
     /// load has shown it.
     plateau: usize,
@@ -108,11 +105,12 @@ impl Live {
         self.full.set(false, now);
     }
 
-    /// What an epoch leaves to the next: what is added up.
+    /// What an epoch leaves to the next: what is added up, and what is in hand.
     fn next(&mut self, now: Instant) -> Self {
         self.over(now);
         self.used.set(0.0, now);
-        Self { epoch: self.epoch, full: self.full, used: self.used, ..Self::default() }
+        let Self { epoch, in_hand, used, full, .. } = *self;
+        Self { epoch, in_hand, used, full, ..Self::default() }
     }
 
     /// The share of the window that is in use, as far as load has shown the window.
@@ -213,6 +211,7 @@ impl Acks {
     pub fn push(&self, packet_id: u16, arrived: Instant) -> (u64, Window) {
         let mut live = self.live();
         let seq = live.prefix.push(packet_id, arrived);
+        live.in_hand += 1;
         let unacked = live.prefix.len();
         match unacked.cmp(&live.plateau) {
             Ordering::Greater => (live.plateau, live.filled) = (unacked, 0),
@@ -231,6 +230,7 @@ impl Acks {
         let mut stale = 0;
         let mut live = self.live();
         for (epoch, seq) in deliveries {
+            live.in_hand = live.in_hand.saturating_sub(1);
             if epoch == live.epoch && live.client.is_some() {
                 live.prefix.commit(seq);
             } else {
@@ -248,6 +248,12 @@ impl Acks {
         }
         live.note_use(now);
         stale
+    }
+
+    /// Deliveries at QoS 1 that are not committed, of all epochs. The broker may no longer have those of
+    /// an epoch that is over. Without any, nothing is unacknowledged either.
+    pub fn in_hand(&self) -> usize {
+        self.live().in_hand
     }
 
     /// The time for which the window has been full, in all epochs.
@@ -291,6 +297,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::mqtt::options::Protocol;
 
     #[test]
     fn of_several_windows_the_fullest_says_full_and_the_smallest_gives_the_half() {
@@ -321,6 +328,22 @@ mod tests {
             acks.push(0, second(10));
         }
         assert!((acks.used(second(20)) - 10.2).abs() < 1e-6, "it was full for ten seconds");
+    }
+
+    #[test]
+    fn what_a_lost_connection_brought_is_in_hand_until_it_is_committed() {
+        let (acks, now) = (Acks::default(), Instant::now());
+        let client = || Client::new(Protocol::V5);
+        let first = acks.begin(client());
+        let lost: Vec<u64> = (1..=3).map(|packet_id| acks.push(packet_id, now).0).collect();
+        acks.end();
+        assert_eq!((acks.in_hand(), acks.window().unacked), (3, 0));
+        let second = acks.begin(client());
+        let (again, _) = acks.push(1, now);
+        assert_eq!(acks.commit(lost.into_iter().map(|seq| (first, seq))), 3, "never acknowledged");
+        assert_eq!((acks.in_hand(), acks.window().unacked), (1, 1));
+        acks.commit(std::iter::once((second, again)));
+        assert_eq!((acks.in_hand(), acks.window().unacked), (0, 0));
     }
 
     proptest! {

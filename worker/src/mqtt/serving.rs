@@ -44,8 +44,8 @@ pub struct Serving<'a> {
     stale: Vec<String>,
     /// When filters were last subscribed.
     asked: Instant,
-    settling: bool,
-    leaving: bool,
+    /// What is carried out now.
+    order: Order,
 }
 
 impl<'a> Serving<'a> {
@@ -56,6 +56,10 @@ impl<'a> Serving<'a> {
         taught: &'a mut BTreeSet<String>,
         connection: &Connection,
     ) -> Self {
+        // What is not acknowledged comes again, and a marker says nothing of what comes before it then.
+        if let Some(marker) = &session.marker {
+            marker.seen.send_replace(None);
+        }
         Self {
             session,
             options,
@@ -65,8 +69,7 @@ impl<'a> Serving<'a> {
             refused: BTreeSet::new(),
             stale: Vec::new(),
             asked: Instant::now(),
-            settling: false,
-            leaving: false,
+            order: Order::Consume([].into()),
         }
     }
 
@@ -120,17 +123,8 @@ impl<'a> Serving<'a> {
         tenure: &Tenure,
         order: &Order,
     ) -> Result<(), Lost> {
-        let wanted = match order {
-            Order::Consume(wanted) => wanted,
-            Order::Settle => {
-                self.settling = true;
-                return Ok(());
-            }
-            Order::Leave => {
-                self.leaving = true;
-                return Ok(());
-            }
-        };
+        self.order = order.clone();
+        let Order::Consume(wanted) = order else { return Ok(()) };
         self.refused.retain(|filter| wanted.contains(filter));
         let subscribed = {
             let mut link = self.lane().link();
@@ -258,12 +252,8 @@ impl<'a> Serving<'a> {
         if !self.stale.is_empty() {
             self.unsubscribe_stale(connection);
         }
-        if self.leaving {
-            if self.lane().acks.window().unacked == 0 {
-                connection.client().disconnect();
-            }
-        } else if self.settling {
-            if self.shared().metrics.in_flight.get() == 0 {
+        if !matches!(self.order, Order::Consume(_)) {
+            if self.session.is_done(&self.order) {
                 connection.client().disconnect();
             }
         } else if !self.refused.is_empty() && self.asked.elapsed() > RESUBSCRIBE {
@@ -273,7 +263,8 @@ impl<'a> Serving<'a> {
 
     /// Takes a delivery in, or waits a while for room for it.
     async fn take_in(&mut self, connection: &mut Connection, publish: Publish) -> Result<(), Lost> {
-        let Self { session, options, epoch, settling, .. } = self;
+        let Self { session, options, epoch, order, .. } = self;
+        let settling = *order == Order::Settle;
         let shared = &session.shared;
         let metrics = &shared.metrics;
         let qos0 = publish.packet_id == 0;
@@ -284,7 +275,7 @@ impl<'a> Serving<'a> {
             }
             return Ok(());
         }
-        if *settling && !qos0 {
+        if settling && !qos0 {
             // Not taken in: the broker keeps it.
             return Ok(());
         }
@@ -302,7 +293,7 @@ impl<'a> Serving<'a> {
         let cost =
             (publish.topic.len() + publish.payload.len() + DELIVERY_OVERHEAD).min(shared.budget_bytes) as u32;
         let budget = match Arc::clone(&shared.budget).try_acquire_many_owned(cost) {
-            Ok(budget) if !*settling => budget,
+            Ok(budget) if !settling => budget,
             _ if qos0 => {
                 metrics.received.inc();
                 metrics.qos0_received.inc();
@@ -360,5 +351,42 @@ impl<'a> Serving<'a> {
             connection.rest();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::tests::lonely;
+    use crate::store::lease::LeaseRow;
+
+    #[tokio::test]
+    async fn a_new_connection_forgets_a_marker_that_came_by_an_earlier_one() {
+        let shard = lonely();
+        let options = shard.broker();
+        let session = shard.session(0, Some(Arc::new(retire::marker(&options))));
+        let seen = &session.marker.as_ref().unwrap().seen;
+        seen.send_replace(Some("nonce".to_owned()));
+        let mut taught = BTreeSet::new();
+        Serving::begin(&session, &options, &mut taught, &Connection::new(&options));
+        assert_eq!(*seen.borrow(), None, "what was in hand then comes again, and the marker behind it");
+    }
+
+    #[tokio::test]
+    async fn a_session_leaves_only_when_what_an_earlier_connection_brought_is_committed() {
+        let shard = lonely();
+        let (options, session) = (shard.broker(), shard.session(0, None));
+        let acks = &session.lane().acks;
+        let lost = acks.begin(Connection::new(&options).client().clone());
+        let (seq, _) = acks.push(7, Instant::now());
+        let (mut connection, mut taught) = (Connection::new(&options), BTreeSet::new());
+        let mut serving = Serving::begin(&session, &options, &mut taught, &connection);
+        let tenure = shard.tenure(LeaseRow::default());
+        serving.follow(&mut connection, &tenure, &Order::Leave).await.unwrap();
+        serving.on_tick(&mut connection);
+        assert!(connection.client().acknowledge(std::iter::empty()), "it has left");
+        acks.commit(std::iter::once((lost, seq)));
+        serving.on_tick(&mut connection);
+        assert!(!connection.client().acknowledge(std::iter::empty()), "nothing keeps it");
     }
 }

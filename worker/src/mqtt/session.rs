@@ -37,7 +37,7 @@ pub enum Order {
     Consume(Arc<[String]>),
     /// Take nothing more in; once nothing is in hand, disconnect and keep the broker's session.
     Settle,
-    /// Disconnect once nothing of this session is unacknowledged; others go on.
+    /// Disconnect once nothing of this session is in hand; others go on.
     Leave,
 }
 
@@ -118,7 +118,7 @@ pub struct Session {
     /// Finds a delivery's tenant.
     pub terms: watch::Receiver<Arc<Terms>>,
     /// Set to watch for the message that ends the queue of a retiring shard.
-    pub marker: Option<Marker>,
+    pub marker: Option<Arc<Marker>>,
     /// Whether the broker may be asked what it dropped: not if it ended the connection for that, or refused.
     pub asks_for_drops: AtomicBool,
     /// Shared with the rest of the worker.
@@ -136,8 +136,7 @@ impl Session {
         loop {
             let order = orders.borrow_and_update().clone();
             match order {
-                Order::Settle => return self.settle_offline().await,
-                Order::Leave => return End::Settled,
+                Order::Settle | Order::Leave => return self.end_offline(&order).await,
                 // A session beside the first is opened for its filters alone.
                 Order::Consume(wanted)
                     if self.lane > 0 && wanted.is_empty() && tenure.filters_of(self.lane).is_empty() =>
@@ -197,9 +196,18 @@ impl Session {
         self.shared.show_connected();
     }
 
+    /// Whether nothing is left in hand of what an order to end waits for.
+    pub(super) fn is_done(&self, order: &Order) -> bool {
+        match order {
+            Order::Consume(_) => false,
+            Order::Settle => self.shared.metrics.in_flight.get() == 0,
+            Order::Leave => self.lane().acks.in_hand() == 0,
+        }
+    }
+
     /// Without a connection the broker keeps what is unacknowledged; what is in hand is still committed.
-    async fn settle_offline(&self) -> End {
-        while self.shared.metrics.in_flight.get() > 0 {
+    async fn end_offline(&self, order: &Order) -> End {
+        while !self.is_done(order) {
             tokio::time::sleep(TICK).await;
         }
         End::Settled
