@@ -26,10 +26,16 @@ pub(super) fn read(
     input: &mut BytesMut,
     max_packet: u32,
 ) -> Result<Option<Packet>, Lost> {
+    if protocol == Protocol::V5 {
+        complete(input);
+    }
+    let waiting = input.len();
     match protocol {
-        Protocol::V5 => match p5::Packet::read(completed(input), Some(max_packet)) {
+        Protocol::V5 => match p5::Packet::read(input, Some(max_packet)) {
             Ok(packet) => from_v5(packet).map(Some),
-            Err(Error5::InsufficientBytes(_)) => Ok(None),
+            Err(Error5::InsufficientBytes(_)) if input.len() == waiting => Ok(None),
+            // A whole packet, already taken out, of which a part is missing.
+            Err(Error5::InsufficientBytes(_)) => Err(cut_short()),
             Err(Error5::PayloadSizeLimitExceeded { pkt_size, max }) => {
                 Err(Lost::PacketTooLarge(format!("{pkt_size} > {max} bytes")))
             }
@@ -37,7 +43,8 @@ pub(super) fn read(
         },
         Protocol::V311 => match p4::Packet::read(input, max_packet as usize) {
             Ok(packet) => from_v311(packet).map(Some),
-            Err(mqttbytes::Error::InsufficientBytes(_)) => Ok(None),
+            Err(mqttbytes::Error::InsufficientBytes(_)) if input.len() == waiting => Ok(None),
+            Err(mqttbytes::Error::InsufficientBytes(_)) => Err(cut_short()),
             Err(mqttbytes::Error::PayloadSizeLimitExceeded(size)) => {
                 Err(Lost::PacketTooLarge(format!("{size} > {max_packet} bytes")))
             }
@@ -48,11 +55,15 @@ pub(super) fn read(
 
 /// A DISCONNECT of MQTT 5 may leave out that it has no properties, as Mosquitto's do; rumqttc waits for
 /// them. Nothing follows it.
-fn completed(input: &mut BytesMut) -> &mut BytesMut {
+fn complete(input: &mut BytesMut) {
     if let [0xe0, 1, reason, ..] = input[..] {
         *input = BytesMut::from(&[0xe0, 2, reason, 0][..]);
     }
-    input
+}
+
+/// MQTT 3.1.1 has no properties: a broker of it alone refuses MQTT 5 by a CONNACK without them.
+fn cut_short() -> Lost {
+    Lost::Failed("a packet of the broker ends too early, as one of another version of MQTT does".to_owned())
 }
 
 fn from_v5(packet: p5::Packet) -> Result<Packet, Lost> {

@@ -76,6 +76,24 @@ async fn a_packet_in_pieces_is_one_event_and_acknowledgements_leave_in_order_bef
 }
 
 #[tokio::test]
+async fn a_packet_that_ends_too_early_is_told_at_once() {
+    // What a broker of MQTT 3.1.1 alone says to MQTT 5: its CONNACK has no properties.
+    let begin = Instant::now();
+    let (event, ..) = connected(Protocol::V5, &[0x20, 2, 0, 1]).await;
+    assert!(event.unwrap_err().to_string().contains("version"));
+    for (protocol, connack, cut) in [
+        (Protocol::V5, CONNACK_V5, &[0x90, 2, 0, 1][..]),
+        (Protocol::V311, CONNACK_V311, &[0x32, 4, 0, 1, b't', 0]),
+    ] {
+        let (_, mut connection, mut broker) = connected(protocol, connack).await;
+        broker.write_all(cut).await.unwrap();
+        let lost = tokio::time::timeout(PATIENCE, connection.next()).await.unwrap();
+        assert!(matches!(lost, Err(Lost::Failed(_))), "{lost:?}");
+    }
+    assert!(begin.elapsed() < CONNECT_DEADLINE);
+}
+
+#[tokio::test]
 async fn a_broker_that_reads_only_once_it_was_read_from_does_not_block() {
     const COUNT: u16 = 60_000;
     let (_, mut connection, mut broker) = connected(Protocol::V311, CONNACK_V311).await;
