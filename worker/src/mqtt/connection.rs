@@ -65,6 +65,8 @@ pub struct Publish {
     pub payload: Bytes,
     /// How it is compressed, where its content type says so (MQTT 5).
     pub compression: Option<Compression>,
+    /// Bytes of memory that it keeps: topic and payload are parts of its whole packet.
+    pub held: usize,
     /// The broker may have sent it before.
     pub dup: bool,
     /// User properties (MQTT 5).
@@ -186,6 +188,11 @@ impl Connection {
     /// Sends on this connection.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The keep-alive that holds: the broker's own, where it set one (MQTT-3.1.2-21).
+    pub const fn keep_alive(&self) -> Duration {
+        self.keep_alive
     }
 
     /// UNSUBSCRIBE; answered by [`Event::Unsubscribed`].

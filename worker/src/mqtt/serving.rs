@@ -15,7 +15,7 @@ use crate::delivery::{Delivery, InHand};
 use crate::retire;
 use crate::tenure::Tenure;
 
-/// What a delivery costs beside its bytes.
+/// What a delivery costs beside its packet.
 const DELIVERY_OVERHEAD: usize = 256;
 /// With so many deliveries that wait for a writer, the next one is in no hurry.
 const PLENTY: usize = 64;
@@ -35,6 +35,8 @@ pub struct Serving<'a> {
     session: &'a Session,
     options: &'a Options,
     epoch: u64,
+    /// How long the connection may wait for something else. Pings stop meanwhile, so not for long.
+    patience: Duration,
     /// Filters whose grant was followed by a look at the stored births, since the lease was taken.
     taught: &'a mut BTreeSet<String>,
     /// Filters of each SUBSCRIBE not yet answered.
@@ -64,6 +66,7 @@ impl<'a> Serving<'a> {
             session,
             options,
             epoch: session.lane().acks.begin(connection.client().clone()),
+            patience: connection.keep_alive() / 2,
             taught,
             subscribing: VecDeque::new(),
             refused: BTreeSet::new(),
@@ -107,8 +110,7 @@ impl<'a> Serving<'a> {
     /// Reads Sparkplug's births before more deliveries: who consumed these before may have stored some.
     pub async fn learn_births(&self, tenure: &Tenure) -> Result<(), Lost> {
         let terms = Arc::clone(&self.session.terms.borrow());
-        // Pings stop meanwhile, so not for long.
-        let patience = self.options.keep_alive / 2;
+        let patience = self.patience;
         let failed = |why: String| Lost::Failed(format!("reading Sparkplug's births: {why}"));
         match tokio::time::timeout(patience, tenure.teach_births(&terms.decoder)).await {
             Ok(read) => read.map_err(|error| failed(error.to_string())),
@@ -263,7 +265,7 @@ impl<'a> Serving<'a> {
 
     /// Takes a delivery in, or waits a while for room for it.
     async fn take_in(&mut self, connection: &mut Connection, publish: Publish) -> Result<(), Lost> {
-        let Self { session, options, epoch, order, .. } = self;
+        let Self { session, options, epoch, order, patience, .. } = self;
         let settling = *order == Order::Settle;
         let shared = &session.shared;
         let metrics = &shared.metrics;
@@ -290,8 +292,7 @@ impl<'a> Serving<'a> {
             }
             return Ok(());
         }
-        let cost =
-            (publish.topic.len() + publish.payload.len() + DELIVERY_OVERHEAD).min(shared.budget_bytes) as u32;
+        let cost = (publish.held + DELIVERY_OVERHEAD).min(shared.budget_bytes) as u32;
         let budget = match Arc::clone(&shared.budget).try_acquire_many_owned(cost) {
             Ok(budget) if !settling => budget,
             _ if qos0 => {
@@ -301,13 +302,11 @@ impl<'a> Serving<'a> {
                 return Ok(());
             }
             _ => {
-                // Pings stop meanwhile, so not for long.
-                let patience = options.keep_alive / 2;
-                match tokio::time::timeout(patience, Arc::clone(&shared.budget).acquire_many_owned(cost))
+                match tokio::time::timeout(*patience, Arc::clone(&shared.budget).acquire_many_owned(cost))
                     .await
                 {
                     Ok(Ok(budget)) => budget,
-                    _ => return Err(Lost::BudgetFull(patience)),
+                    _ => return Err(Lost::BudgetFull(*patience)),
                 }
             }
         };
@@ -356,6 +355,9 @@ impl<'a> Serving<'a> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
     use super::*;
     use crate::shard::tests::lonely;
     use crate::store::lease::LeaseRow;
@@ -370,6 +372,54 @@ mod tests {
         let mut taught = BTreeSet::new();
         Serving::begin(&session, &options, &mut taught, &Connection::new(&options));
         assert_eq!(*seen.borrow(), None, "what was in hand then comes again, and the marker behind it");
+    }
+
+    fn message(held: usize) -> Event {
+        Event::Publish(Publish {
+            packet_id: 7,
+            topic: "t".into(),
+            payload: "p".into(),
+            compression: None,
+            held,
+            dup: false,
+            user_properties: Vec::new(),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_delivery_takes_the_byte_budget_of_its_whole_packet() {
+        let shard = lonely();
+        let (options, session) = (shard.broker(), shard.session(0, None));
+        let (mut connection, mut taught) = (Connection::new(&options), BTreeSet::new());
+        let mut serving = Serving::begin(&session, &options, &mut taught, &connection);
+        let tenure = shard.tenure(LeaseRow::default());
+        serving.on_event(&mut connection, message(10_000), &tenure).await.unwrap();
+        let free = shard.shared.budget.available_permits();
+        assert_eq!(shard.shared.budget_bytes - free, 10_000 + DELIVERY_OVERHEAD);
+    }
+
+    #[tokio::test]
+    async fn a_full_budget_is_waited_for_half_of_the_keep_alive_that_the_broker_granted() {
+        let shard = lonely();
+        let broker = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = broker.local_addr().unwrap().port();
+        let options = Options { host: "127.0.0.1".to_owned(), port, ..shard.broker() };
+        let mut connection = Connection::new(&options);
+        let answer = async {
+            let (mut stream, _) = broker.accept().await.unwrap();
+            // A server's keep-alive of 1 s (property 19).
+            stream.write_all(&[0x20, 6, 0, 0, 3, 19, 0, 1]).await.unwrap();
+            stream
+        };
+        let (_stream, connected) = tokio::join!(answer, connection.next());
+        assert!(matches!(connected, Ok(Event::Connected(_))), "{connected:?}");
+        let (session, mut taught) = (shard.session(0, None), BTreeSet::new());
+        let mut serving = Serving::begin(&session, &options, &mut taught, &connection);
+        let _all = shard.shared.budget.acquire_many(shard.shared.budget_bytes as u32).await.unwrap();
+        let tenure = shard.tenure(LeaseRow::default());
+        let wait = serving.on_event(&mut connection, message(10), &tenure);
+        let lost = tokio::time::timeout(Duration::from_secs(5), wait).await.unwrap();
+        assert!(matches!(lost, Err(Lost::BudgetFull(patience)) if patience == Duration::from_millis(500)));
     }
 
     #[tokio::test]

@@ -32,7 +32,7 @@ pub(super) fn read(
     let waiting = input.len();
     match protocol {
         Protocol::V5 => match p5::Packet::read(input, Some(max_packet)) {
-            Ok(packet) => from_v5(packet).map(Some),
+            Ok(packet) => from_v5(packet, waiting - input.len()).map(Some),
             Err(Error5::InsufficientBytes(_)) if input.len() == waiting => Ok(None),
             // A whole packet, already taken out, of which a part is missing.
             Err(Error5::InsufficientBytes(_)) => Err(cut_short()),
@@ -42,7 +42,7 @@ pub(super) fn read(
             Err(error) => Err(Lost::Failed(error.to_string())),
         },
         Protocol::V311 => match p4::Packet::read(input, max_packet as usize) {
-            Ok(packet) => from_v311(packet).map(Some),
+            Ok(packet) => from_v311(packet, waiting - input.len()).map(Some),
             Err(mqttbytes::Error::InsufficientBytes(_)) if input.len() == waiting => Ok(None),
             Err(mqttbytes::Error::InsufficientBytes(_)) => Err(cut_short()),
             Err(mqttbytes::Error::PayloadSizeLimitExceeded(size)) => {
@@ -66,7 +66,7 @@ fn cut_short() -> Lost {
     Lost::Failed("a packet of the broker ends too early, as one of another version of MQTT does".to_owned())
 }
 
-fn from_v5(packet: p5::Packet) -> Result<Packet, Lost> {
+fn from_v5(packet: p5::Packet, length: usize) -> Result<Packet, Lost> {
     use p5::ConnectReturnCode as Code;
     Ok(match packet {
         p5::Packet::Publish(publish) => Packet::Publish(Publish {
@@ -78,6 +78,7 @@ fn from_v5(packet: p5::Packet) -> Result<Packet, Lost> {
                 .as_ref()
                 .and_then(|properties| properties.content_type.as_deref())
                 .and_then(Compression::of_content_type),
+            held: length,
             dup: publish.dup,
             user_properties: publish.properties.map(|all| all.user_properties).unwrap_or_default(),
         }),
@@ -123,11 +124,13 @@ fn from_v5(packet: p5::Packet) -> Result<Packet, Lost> {
     })
 }
 
-fn from_v311(packet: p4::Packet) -> Result<Packet, Lost> {
+fn from_v311(packet: p4::Packet, length: usize) -> Result<Packet, Lost> {
     use p4::ConnectReturnCode as Code;
     Ok(match packet {
         p4::Packet::Publish(publish) => Packet::Publish(Publish {
             packet_id: publish.pkid,
+            // Copied by rumqttc; of MQTT 5 it is a part of the packet.
+            held: length + publish.topic.len(),
             topic: publish.topic.into(),
             payload: publish.payload,
             compression: None,

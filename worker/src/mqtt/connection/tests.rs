@@ -76,6 +76,25 @@ async fn a_packet_in_pieces_is_one_event_and_acknowledgements_leave_in_order_bef
 }
 
 #[tokio::test]
+async fn a_message_counts_with_all_of_its_packet() {
+    let (_, mut connection, mut broker) = connected(Protocol::V5, CONNACK_V5).await;
+    // 1000 bytes of user properties (property 38), and a payload of one byte.
+    let mut packet = vec![0x30, 0xed, 0x07, 0, 1, b't', 0xe7, 0x07];
+    packet.extend([&[38, 3, 0xdd][..], &[b'k'; 989], &[0, 5], b"value", b"p"].concat());
+    broker.write_all(&packet).await.unwrap();
+    let event = connection.next().await;
+    let Ok(Event::Publish(received)) = event else { panic!("{event:?}") };
+    assert_eq!((&received.payload[..], received.held), (&b"p"[..], packet.len()));
+
+    let (_, mut connection, mut broker) = connected(Protocol::V311, CONNACK_V311).await;
+    let packet = publish(7, b"hello");
+    broker.write_all(&packet).await.unwrap();
+    let event = connection.next().await;
+    let Ok(Event::Publish(received)) = event else { panic!("{event:?}") };
+    assert_eq!(received.held, packet.len() + 1, "the topic is a copy");
+}
+
+#[tokio::test]
 async fn a_packet_that_ends_too_early_is_told_at_once() {
     // What a broker of MQTT 3.1.1 alone says to MQTT 5: its CONNACK has no properties.
     let begin = Instant::now();
