@@ -215,8 +215,10 @@ impl Session {
 
     /// A connection would be of no use while the budget has no room for what comes.
     async fn wait_for_room(&self) {
-        let half = u32::try_from(self.shared.budget_bytes / 2).unwrap_or(u32::MAX);
-        let _ = self.shared.budget.acquire_many(half).await;
+        // Not by the semaphore's queue: what waits there keeps from others what becomes free.
+        while self.shared.budget.available_permits() < self.shared.budget_bytes / 2 {
+            tokio::time::sleep(TICK).await;
+        }
     }
 
     /// Serves one connection. `Ok` when settled.
@@ -246,7 +248,7 @@ impl Session {
         serving.follow(&mut connection, tenure, &order).await?;
         serving.ask_for_drops(&connection);
 
-        let silence = options.keep_alive * 2;
+        let silence = connection.keep_alive() * 2;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -265,5 +267,25 @@ impl Session {
                 _ = tick.tick() => serving.on_tick(&mut connection),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::tests::lonely;
+
+    #[tokio::test]
+    async fn a_session_that_waits_for_room_takes_none_from_the_others() {
+        let shard = lonely();
+        let (session, budget) = (shard.session(1, None), &shard.shared.budget);
+        let size = shard.shared.budget_bytes as u32;
+        let taken = budget.acquire_many(size - size / 4).await.unwrap();
+        let mut waiting = std::pin::pin!(session.wait_for_room());
+        assert!(tokio::time::timeout(TICK * 3, &mut waiting).await.is_err(), "there is no room");
+        assert_eq!(budget.available_permits() as u32, size / 4, "it shows as in use");
+        assert!(budget.try_acquire_many(size / 8).is_ok(), "another session finds none");
+        drop(taken);
+        tokio::time::timeout(TICK * 50, waiting).await.unwrap();
     }
 }
