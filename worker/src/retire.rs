@@ -20,7 +20,7 @@ use crate::mqtt::visit;
 use crate::shard::Shard;
 use crate::store::lease::{self, Acquired, LeaseError};
 use crate::store::lease_rules::Purpose;
-use crate::tenure::Tenure;
+use crate::tenure::{Superseded, Tenure};
 
 /// How long the marker may take behind an emptied queue.
 const MARKER_PATIENCE: Duration = Duration::from_secs(20);
@@ -71,6 +71,12 @@ pub enum RetireError {
     },
 }
 
+impl From<Superseded> for RetireError {
+    fn from(_: Superseded) -> Self {
+        Self::Superseded
+    }
+}
+
 impl RetireError {
     /// A bounded word for why.
     pub const fn reason(&self) -> &'static str {
@@ -115,7 +121,7 @@ impl Shard {
         self.shared.lanes.use_up_to(sessions.into());
         let tenure = self.tenure(row);
         let ended = async {
-            if !known && !self.has_sessions(sessions).await? {
+            if !known && !self.has_sessions(sessions, &tenure).await? {
                 return Ok(Proof::NoSession);
             }
             let mut proof = Proof::Marker;
@@ -137,12 +143,14 @@ impl Shard {
 
     /// Whether the broker has one of the sessions. Looking makes those that it does not have, so they are
     /// ended again.
-    async fn has_sessions(&self, sessions: u8) -> Result<bool, RetireError> {
+    async fn has_sessions(&self, sessions: u8, tenure: &Tenure) -> Result<bool, RetireError> {
         for session in 0..sessions {
             let options = self.broker().of_session(session);
+            tenure.confirmed().await?;
             if visit::log_in(&options).await?.session_present {
                 return Ok(true);
             }
+            tenure.confirmed().await?;
             visit::end_session(&options).await?;
         }
         Ok(false)
@@ -170,6 +178,8 @@ impl Shard {
             return Err(RetireError::Superseded);
         }
         let proof = proof?;
+        // Whoever has taken the lease since may use the session.
+        tenure.confirmed().await?;
         visit::end_session(&options).await?;
         Ok(proof)
     }

@@ -103,16 +103,26 @@ impl<'a> Sessions<'a> {
                 Order::Settle => return end,
                 // It got filters again.
                 Order::Consume(_) => {}
-                Order::Leave if self.end(session, &marker.topic, tenure).await => {
-                    order.send_if_modified(|order| {
-                        let still = *order == Order::Leave;
-                        if still {
-                            *order = Order::Consume([].into());
-                        }
-                        still
-                    });
+                Order::Leave => {
+                    // Whoever has taken the lease since may use the session. No answer must not keep it from other orders.
+                    tokio::select! {
+                        held = tenure.confirmed() => if held.is_err() {
+                            return End::Superseded;
+                        },
+                        _ = orders.changed() => continue,
+                    }
+                    if self.end(session, &marker.topic, tenure).await {
+                        order.send_if_modified(|order| {
+                            let still = *order == Order::Leave;
+                            if still {
+                                *order = Order::Consume([].into());
+                            }
+                            still
+                        });
+                    } else {
+                        let _ = orders.changed().await;
+                    }
                 }
-                Order::Leave => _ = orders.changed().await,
             }
         }
     }
@@ -158,4 +168,36 @@ impl<'a> Sessions<'a> {
 
 fn tell(session: u8, error: &RetireError) {
     tracing::warn!(session, %error, "a session that is no longer used is kept; the next start tries again");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::shard::tests::without_database;
+    use crate::store::lease::LeaseRow;
+
+    #[tokio::test]
+    async fn a_session_is_ended_only_once_the_database_has_confirmed_whose_it_is() {
+        let broker = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let shard = without_database(broker.local_addr().unwrap().port());
+        let marker = retire::marker(&shard.broker().of_session(1)).topic;
+        let row = LeaseRow { sessions: vec![vec![], vec![marker]], ..LeaseRow::default() };
+        let tenure = shard.tenure(row);
+        let sessions = Sessions::open(&shard, &tenure, &[]);
+        let (session, order) = &sessions.all[1];
+        order.send_replace(Order::Leave);
+        let mut life = std::pin::pin!(sessions.run_one(session, order, &tenure));
+        tokio::select! {
+            end = &mut life => panic!("{end:?}"),
+            _ = broker.accept() => panic!("it ends the session of whoever has the shard now"),
+            () = tokio::time::sleep(Duration::from_millis(300)) => {}
+        }
+        order.send_replace(Order::Settle);
+        let end = tokio::time::timeout(Duration::from_secs(2), life).await.unwrap();
+        assert_eq!(end, End::Settled, "and it does not keep the worker from its end");
+    }
 }

@@ -26,6 +26,7 @@ pub fn all() -> Vec<Scenario> {
         scenario!(a_retired_shard_has_no_session_and_lost_nothing_of_a_full_queue),
         scenario!(a_shard_is_retired_from_under_a_running_worker),
         scenario!(a_broker_that_is_away_while_a_shard_is_retired_is_no_empty_queue[broker]),
+        scenario!(a_retire_that_lost_the_shard_ends_no_session),
         scenario!(a_marker_that_a_retire_left_behind_is_no_delivery),
         scenario!(a_worker_that_outlives_the_end_of_its_shard_begins_nothing_anew),
         scenario!(a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not),
@@ -153,6 +154,23 @@ async fn a_broker_that_is_away_while_a_shard_is_retired_is_no_empty_queue(bed: &
     ensure!(good, "retire: {said}");
     compare(&bed.database.admin_url, &ledger, fleet.points).await?.require_exact()?;
     require_retired(bed).await
+}
+
+async fn a_retire_that_lost_the_shard_ends_no_session(bed: &mut Bed) -> Result<()> {
+    queue(bed, 200).await?;
+    let held = bed.hold_writers().await?;
+    let retiring = retire(bed, &["retire"]);
+    writers_wait(bed).await?;
+    // Its next renewal would tell, but the queue is drained before.
+    bed.execute("UPDATE penstock.shard_lease SET instance = 'another', incarnation = gen_random_uuid()")
+        .await?;
+    held.release().await?;
+    let (good, said) = retiring.await??;
+    ensure!(!good && said.contains("another worker"), "retire: {said}");
+    ensure!(publisher::has_session(&bed.address, &bed.client_id()).await?, "it ended another's session");
+    let holder: String = bed.sql("SELECT instance FROM penstock.shard_lease").await?;
+    ensure!(holder == "another", "it forgot another's shard");
+    Ok(())
 }
 
 /// As where a shard was to end and is to go on after all: its retire ended between marker and proof.

@@ -334,10 +334,14 @@ pub async fn forget(pool: &PgPool, key: &LeaseKey, me: &Me, plan: Option<i64>) -
         let ended = "WITH mine AS (UPDATE penstock.shard_lease SET instance = NULL, incarnation = NULL, \
                retiring = false, expires_at = '-infinity', filters = '{}', more_filters = '{}', \
                session_existed = false, plan_generation = greatest(plan_generation, $4) \
-             WHERE shard = $1 AND instance = $2 AND incarnation = $3 RETURNING shard) \
-             DELETE FROM penstock.shard_instance i USING mine WHERE i.shard = mine.shard";
-        let query = sqlx::query(ended).bind(&key.0).bind(&me.instance).bind(me.incarnation);
-        query.bind(plan.unwrap_or_default()).execute(pool).await?;
+             WHERE shard = $1 AND instance = $2 AND incarnation = $3 RETURNING shard), \
+             instances AS (DELETE FROM penstock.shard_instance i USING mine WHERE i.shard = mine.shard) \
+             SELECT count(*) FROM mine";
+        let query = sqlx::query_scalar(ended).bind(&key.0).bind(&me.instance).bind(me.incarnation);
+        let mine: i64 = query.bind(plan.unwrap_or_default()).fetch_one(pool).await?;
+        if mine == 0 {
+            return Err(LeaseError::Superseded);
+        }
         let never_planned =
             "DELETE FROM penstock.shard_lease WHERE shard = $1 AND instance IS NULL AND plan_generation = 0";
         sqlx::query(never_planned).bind(&key.0).execute(pool).await?;
