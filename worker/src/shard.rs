@@ -351,9 +351,9 @@ impl Shard {
             tenure.show_plan(first.status());
             first.filters()
         };
+        tenure.follows(first.generation);
         let sessions = Sessions::open(self, tenure, &filters);
         let follow_plan = async {
-            tenure.follows(first.generation).await;
             let (mut followed, mut last) = (known.max(first.generation), first);
             while terms.changed().await.is_ok() {
                 let next = terms.borrow_and_update().work.clone();
@@ -370,9 +370,9 @@ impl Shard {
                     filters = next.subscriptions.len(),
                     "following a new plan"
                 );
+                tenure.follows(followed);
                 sessions.consume(tenure, &next.filters());
                 tenure.show_plan(next.status());
-                tenure.follows(followed).await;
                 last = next;
             }
             std::future::pending::<()>().await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use penstock_crds::report::{LeaseStatus, PlanStatus};
 use sqlx::PgPool;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::decode::Decoder;
 use crate::store::lease::{self, Kept, LeaseError, LeaseKey, LeaseRow, Me};
@@ -103,6 +103,8 @@ pub struct Tenure {
     me: Me,
     hold: watch::Sender<Hold>,
     row: Mutex<LeaseRow>,
+    /// Told when the row has something to note.
+    news: Notify,
     view: Arc<LeaseView>,
 }
 
@@ -116,7 +118,8 @@ impl Tenure {
             state.plan_generation = row.plan_generation;
             state.filters = row.sessions.iter().flatten().cloned().collect();
         }
-        Self { pool, key, me, hold: watch::Sender::new(Hold::Held), row: Mutex::new(row), view }
+        let (hold, row) = (watch::Sender::new(Hold::Held), Mutex::new(row));
+        Self { pool, key, me, hold, row, news: Notify::new(), view }
     }
 
     fn row(&self) -> MutexGuard<'_, LeaseRow> {
@@ -161,7 +164,10 @@ impl Tenure {
     /// Keeps the lease until another has it.
     pub async fn keep(&self) {
         while self.renew().await.is_ok() {
-            tokio::time::sleep(RENEW_EVERY).await;
+            tokio::select! {
+                () = tokio::time::sleep(RENEW_EVERY) => {}
+                () = self.news.notified() => {}
+            }
         }
     }
 
@@ -174,7 +180,7 @@ impl Tenure {
             }
             held
         });
-        let released = lease::release(&self.pool, &self.key, &self.me).await;
+        let released = lease::release(&self.pool, &self.key, &self.me, self.plan_generation()).await;
         let _ = self.note(released);
     }
 
@@ -182,15 +188,21 @@ impl Tenure {
     pub async fn handed_over(&self) {
         while !matches!(*self.hold.borrow(), Hold::Lost(_)) {
             tokio::time::sleep(LOOK_EVERY).await;
-            let still = lease::release(&self.pool, &self.key, &self.me).await;
+            let still = lease::release(&self.pool, &self.key, &self.me, self.plan_generation()).await;
             let _ = self.note(still);
         }
     }
 
     /// Prolongs the lease. Whether the database confirmed it; no answer is no loss.
     async fn renew(&self) -> Result<bool, Superseded> {
-        let renewed = lease::renew(&self.pool, &self.key, &self.me).await;
-        self.note(renewed)
+        let plan = self.plan_generation();
+        let renewed = lease::renew(&self.pool, &self.key, &self.me, plan).await;
+        let confirmed = self.note(renewed)?;
+        if confirmed {
+            let state = &mut self.view.state().lease;
+            state.plan_generation = state.plan_generation.max(plan);
+        }
+        Ok(confirmed)
     }
 
     /// Takes in an answer: whether it confirmed the lease, or none came, or the lease is lost.
@@ -230,7 +242,8 @@ impl Tenure {
             )
         };
         if !new.is_empty() {
-            let kept = lease::add_filters(&self.pool, &self.key, &self.me, session, &new).await?;
+            let plan = self.plan_generation();
+            let kept = lease::add_filters(&self.pool, &self.key, &self.me, plan, session, &new).await?;
             if self.note(Ok(kept)).is_err() {
                 return Err(LeaseError::Superseded);
             }
@@ -242,8 +255,8 @@ impl Tenure {
 
     /// Notes that the session no longer has the filter.
     pub async fn unsubscribed(&self, session: u8, filter: &str) -> Result<(), LeaseError> {
-        let filters = [filter.to_owned()];
-        let kept = lease::remove_filters(&self.pool, &self.key, &self.me, session, &filters).await?;
+        let (plan, filters) = (self.plan_generation(), [filter.to_owned()]);
+        let kept = lease::remove_filters(&self.pool, &self.key, &self.me, plan, session, &filters).await?;
         if self.note(Ok(kept)).is_ok() {
             self.row().of(session).retain(|known| known != filter);
             self.show_filters();
@@ -266,13 +279,14 @@ impl Tenure {
         self.row().plan_generation
     }
 
-    /// Notes that a plan of this generation is followed.
-    pub async fn follows(&self, generation: i64) {
-        let noted = lease::set_generation(&self.pool, &self.key, &self.me, generation).await;
-        if let Ok(true) = self.note(noted) {
-            let state = &mut self.view.state().lease;
-            state.plan_generation = state.plan_generation.max(generation);
+    /// A plan of this generation is followed. To be called before its filters are subscribed: the row has it
+    /// with the first of them, or with the next renewal that the database answers.
+    pub fn follows(&self, generation: i64) {
+        {
+            let mut row = self.row();
+            row.plan_generation = row.plan_generation.max(generation);
         }
+        self.news.notify_one();
     }
 
     /// Shows which plan is followed.
@@ -293,7 +307,8 @@ impl Tenure {
     /// Notes that the broker has the session. Of others than the first their filters tell.
     pub async fn session_exists(&self, session: u8) -> Result<(), LeaseError> {
         if session == 0 {
-            let kept = lease::set_session_existed(&self.pool, &self.key, &self.me).await?;
+            let plan = self.plan_generation();
+            let kept = lease::set_session_existed(&self.pool, &self.key, &self.me, plan).await?;
             if self.note(Ok(kept)).is_err() {
                 return Err(LeaseError::Superseded);
             }
@@ -305,5 +320,21 @@ impl Tenure {
     /// Notes that the session was ended.
     pub fn session_ended(&self, session: u8) {
         self.row().existed.remove(&session);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::shard::tests::lonely;
+    use crate::store::lease::LeaseRow;
+
+    #[tokio::test]
+    async fn a_plan_is_to_be_noted_until_a_newer_one_is_followed() {
+        let row = LeaseRow { plan_generation: 5, ..LeaseRow::default() };
+        let tenure = lonely().tenure(row);
+        tenure.follows(7);
+        assert_eq!(tenure.plan_generation(), 7, "it would be forgotten while the database is away");
+        tenure.follows(6);
+        assert_eq!(tenure.plan_generation(), 7);
     }
 }

@@ -11,6 +11,7 @@ use super::load::Load;
 use crate::bed::{Bed, require_identities};
 use crate::compare::compare;
 use crate::fleet::{Fleet, at};
+use crate::proxy::{Mode, Proxy};
 use crate::publisher::{self, Outgoing, Progress};
 use crate::scenario;
 use crate::suite::Scenario;
@@ -30,6 +31,7 @@ pub fn all() -> Vec<Scenario> {
         scenario!(a_marker_that_a_retire_left_behind_is_no_delivery),
         scenario!(a_worker_that_outlives_the_end_of_its_shard_begins_nothing_anew),
         scenario!(a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not),
+        scenario!(a_plan_that_came_while_the_database_was_away_is_remembered),
     ]
 }
 
@@ -272,6 +274,30 @@ async fn a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not(be
     plan(9, &["telem"])?;
     worker.ready().await?;
     subscribed_by(&worker, &["traksense/+/+/+/telem"]).await
+}
+
+async fn a_plan_that_came_while_the_database_was_away_is_remembered(bed: &mut Bed) -> Result<()> {
+    let proxy = Proxy::start(bed.database.address()?).await?;
+    bed.reach_database_through(proxy.port)?;
+    bed.migrate().await?;
+    bed.manifest(|text| text)?;
+    let path = bed.folder.join("plan.yaml");
+    write_plan(&path, 5, &["telem"])?;
+    let worker = bed.start("one", &["--shard", "3", "--plan", &path.to_string_lossy()])?;
+    worker.ready().await?;
+    proxy.set(Mode::Cut);
+    write_plan(&path, 6, &["ack", "telem"])?;
+    // The filter could not be noted, so the session is to begin again.
+    worker.metric("it gave up", LONG, |m| m.sum("ingest_mqtt_disconnects_total") > 0.0).await?;
+    proxy.set(Mode::Pass);
+    worker.ready().await?;
+    subscribed_by(&worker, &["traksense/+/+/+/ack", "traksense/+/+/+/telem"]).await?;
+    let followed: i64 = bed.sql("SELECT plan_generation FROM penstock.shard_lease").await?;
+    ensure!(followed == 6, "filters of plan 6 are noted as those of plan {followed}");
+    let arguments = ["retire", "--shard", "3", "--plan-generation", "5"];
+    let (good, said) = worker::command(&arguments, &bed.folder.join("plant.yaml"), &bed.secrets()).await?;
+    ensure!(!good && said.contains("follows plan 6"), "an older plan does not end it: {said}");
+    Ok(())
 }
 
 async fn a_worker_that_outlives_the_end_of_its_shard_begins_nothing_anew(bed: &mut Bed) -> Result<()> {

@@ -275,15 +275,15 @@ async fn penalise(
 }
 
 /// Prolongs the lease, if it is still held.
-pub async fn renew(pool: &PgPool, key: &LeaseKey, me: &Me) -> Result<Kept, LeaseError> {
+pub async fn renew(pool: &PgPool, key: &LeaseKey, me: &Me, plan: i64) -> Result<Kept, LeaseError> {
     let set = format!("expires_at = clock_timestamp() + interval '{} seconds'", TTL.as_secs());
-    update(pool, key, me, &set, &[]).await
+    update(pool, key, me, plan, &set, &[]).await
 }
 
 /// Lets anyone take the lease at once. The holder may go on until somebody does; it says so by this again
 /// and again, so that the row tells until when.
-pub async fn release(pool: &PgPool, key: &LeaseKey, me: &Me) -> Result<Kept, LeaseError> {
-    update(pool, key, me, "expires_at = clock_timestamp(), retiring = true", &[]).await
+pub async fn release(pool: &PgPool, key: &LeaseKey, me: &Me, plan: i64) -> Result<Kept, LeaseError> {
+    update(pool, key, me, plan, "expires_at = clock_timestamp(), retiring = true", &[]).await
 }
 
 /// Notes filters that are about to be subscribed.
@@ -291,12 +291,13 @@ pub async fn add_filters(
     pool: &PgPool,
     key: &LeaseKey,
     me: &Me,
+    plan: i64,
     session: u8,
     filters: &[String],
 ) -> Result<Kept, LeaseError> {
     let (column, filters) = column(session, filters);
     let set = format!("{column} = ARRAY(SELECT DISTINCT f FROM unnest({column} || $4) f ORDER BY f)");
-    update(pool, key, me, &set, &filters).await
+    update(pool, key, me, plan, &set, &filters).await
 }
 
 /// Notes filters that the session no longer has.
@@ -304,27 +305,23 @@ pub async fn remove_filters(
     pool: &PgPool,
     key: &LeaseKey,
     me: &Me,
+    plan: i64,
     session: u8,
     filters: &[String],
 ) -> Result<Kept, LeaseError> {
     let (column, filters) = column(session, filters);
     let set = format!("{column} = ARRAY(SELECT f FROM unnest({column}) f WHERE f <> ALL ($4) ORDER BY f)");
-    update(pool, key, me, &set, &filters).await
+    update(pool, key, me, plan, &set, &filters).await
 }
 
 /// Notes that the broker has a session.
-pub async fn set_session_existed(pool: &PgPool, key: &LeaseKey, me: &Me) -> Result<Kept, LeaseError> {
-    update(pool, key, me, "session_existed = true", &[]).await
-}
-
-/// Notes the plan generation that is followed.
-pub async fn set_generation(
+pub async fn set_session_existed(
     pool: &PgPool,
     key: &LeaseKey,
     me: &Me,
-    generation: i64,
+    plan: i64,
 ) -> Result<Kept, LeaseError> {
-    update(pool, key, me, &format!("plan_generation = greatest(plan_generation, {generation})"), &[]).await
+    update(pool, key, me, plan, "session_existed = true", &[]).await
 }
 
 /// Forgets the shard, at the end of its retirement; but for the highest plan, if there is one: a worker whose end
@@ -350,26 +347,29 @@ pub async fn forget(pool: &PgPool, key: &LeaseKey, me: &Me, plan: Option<i64>) -
     within_deadline(forget).await
 }
 
-/// Changes the row if it is still held by this incarnation.
+/// Changes the row if it is still held by this incarnation. Each change notes which plan is followed, so that
+/// no filter of a plan stands there without its generation, and what could not be noted is by the next one.
 async fn update(
     pool: &PgPool,
     key: &LeaseKey,
     me: &Me,
+    plan: i64,
     set: &str,
     filters: &[String],
 ) -> Result<Kept, LeaseError> {
-    within_deadline(try_update(pool, key, me, set, filters)).await
+    within_deadline(try_update(pool, key, me, plan, set, filters)).await
 }
 
 async fn try_update(
     pool: &PgPool,
     key: &LeaseKey,
     me: &Me,
+    plan: i64,
     set: &str,
     filters: &[String],
 ) -> Result<Kept, LeaseError> {
     let statement = format!(
-        "UPDATE penstock.shard_lease SET {set} \
+        "UPDATE penstock.shard_lease SET plan_generation = greatest(plan_generation, $5), {set} \
          WHERE shard = $1 AND instance = $2 AND incarnation = $3 AND $4::text[] IS NOT NULL"
     );
     let mut connection = connection::borrow(pool).await?;
@@ -378,6 +378,7 @@ async fn try_update(
         .bind(&me.instance)
         .bind(me.incarnation)
         .bind(filters)
+        .bind(plan)
         .execute(&mut *connection)
         .await?
         .rows_affected();
