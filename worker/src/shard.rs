@@ -312,6 +312,7 @@ impl Shard {
         }
         // Without the lease no acknowledgement can be sent, but what is in hand is still committed.
         while self.shared.metrics.in_flight.get() > 0 {
+            self.pulse.beat();
             tokio::time::sleep(BEAT).await;
         }
     }
