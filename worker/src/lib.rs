@@ -21,6 +21,7 @@ pub mod mqtt;
 pub mod outage;
 pub mod rebirth;
 pub mod retire;
+mod serve;
 pub mod sessions;
 pub mod settings;
 pub mod shard;

@@ -1,11 +1,9 @@
-//! One shard's parts put together, and its life: wait for the lease, consume, let go.
+//! One shard's parts put together, and its life: wait for the lease, serve, let go.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use penstock_crds::report::PlanStatus;
 use sqlx::PgPool;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -23,8 +21,6 @@ use crate::mqtt::lanes::Lanes;
 use crate::mqtt::options::Options;
 use crate::mqtt::session::{End, Marker, Session, Shared};
 use crate::mqtt::visit;
-use crate::retire::RETIRE_TOPIC;
-use crate::sessions::Sessions;
 use crate::settings::{Access, Settings, Terms};
 use crate::stopwatch::Occupied;
 use crate::store::breaker::Breaker;
@@ -33,7 +29,7 @@ use crate::store::lease::{self, Acquired, LeaseKey, Me};
 use crate::store::lease_rules::{Purpose, Wait};
 use crate::store::writer::Writer;
 use crate::store::{connection, schema, transaction};
-use crate::tenure::{LeaseView, NOT_HELD, Superseded, Tenure};
+use crate::tenure::{LeaseView, NOT_HELD, Tenure};
 use crate::throughput::{Look, Throughput};
 use crate::trace::{TraceError, Tracer};
 
@@ -69,7 +65,7 @@ pub struct Shard {
     /// How to reach broker and database now.
     pub(crate) access: watch::Receiver<Access>,
     /// What is followed now.
-    terms: watch::Receiver<Arc<Terms>>,
+    pub(crate) terms: watch::Receiver<Arc<Terms>>,
     pub(crate) lease: Arc<LeaseView>,
     pulse: Arc<Pulse>,
     pub(crate) key: LeaseKey,
@@ -335,87 +331,6 @@ impl Shard {
         }
     }
 
-    async fn serve(&self, tenure: &Tenure, stop: &Stop) -> End {
-        let known = tenure.plan_generation();
-        let mut terms = self.terms.clone();
-        let first = terms.borrow_and_update().work.clone();
-        let filters = if first.generation < known {
-            tracing::warn!(
-                generation = first.generation,
-                known,
-                "the plan is older than one followed before; keeping its filters"
-            );
-            let kept: BTreeSet<String> = tenure.filters_by_session().into_iter().flatten().collect();
-            tenure.show_plan(PlanStatus { generation: known, keys: None });
-            kept.into_iter().filter(|filter| !filter.starts_with(RETIRE_TOPIC)).collect()
-        } else {
-            tenure.show_plan(first.status());
-            first.filters()
-        };
-        tenure.follows(first.generation);
-        let sessions = Sessions::open(self, tenure, &filters);
-        let follow_plan = async {
-            let (mut followed, mut last) = (known.max(first.generation), first);
-            while terms.changed().await.is_ok() {
-                let next = terms.borrow_and_update().work.clone();
-                if next == last {
-                    continue;
-                }
-                if next.generation < followed {
-                    tracing::warn!(generation = next.generation, followed, "ignoring an older plan");
-                    continue;
-                }
-                followed = next.generation;
-                tracing::info!(
-                    generation = followed,
-                    filters = next.subscriptions.len(),
-                    "following a new plan"
-                );
-                tenure.follows(followed);
-                sessions.consume(tenure, &next.filters());
-                tenure.show_plan(next.status());
-                last = next;
-            }
-            std::future::pending::<()>().await;
-        };
-        let until_stop = async {
-            tokio::select! {
-                () = tenure.keep() => {}
-                () = follow_plan => {}
-                () = stop.requested() => {
-                    tracing::info!(handover = ?stop.handover, "stopping");
-                    tenure.release().await;
-                    if !stop.handover.is_zero() {
-                        let _ = tokio::time::timeout(stop.handover, tenure.handed_over()).await;
-                    }
-                    sessions.settle();
-                }
-            }
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            end = sessions.run(tenure) => {
-                if end == End::Superseded {
-                    self.disconnected();
-                }
-                end
-            }
-            Superseded { by } = tenure.lost() => {
-                tracing::warn!(by, "superseded; committing what is in hand");
-                self.disconnected();
-                End::Superseded
-            }
-            () = until_stop => End::Superseded,
-            () = self.beat() => End::Superseded,
-        }
-    }
-
-    /// The sessions were dropped with their connections.
-    fn disconnected(&self) {
-        self.shared.lanes.disconnected();
-        self.shared.show_connected();
-    }
-
     pub(crate) fn session(&self, lane: u8, marker: Option<Arc<Marker>>) -> Session {
         Session {
             lane,
@@ -460,35 +375,4 @@ impl Shard {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::settings::Sources;
-
-    /// A shard whose broker and database refuse connections.
-    pub(crate) fn lonely() -> Shard {
-        without_database(1)
-    }
-
-    /// A shard whose broker has this port on loopback, and whose database refuses connections.
-    pub(crate) fn without_database(broker: u16) -> Shard {
-        let folder = tempfile::tempdir().unwrap();
-        let sources = Sources {
-            manifest: folder.path().join("plant.yaml"),
-            plan: None,
-            secrets: folder.path().to_owned(),
-            shard: 0,
-        };
-        let manifest = include_str!("../../examples/worker.yaml")
-            .replace("127.0.0.1:1883", &format!("127.0.0.1:{broker}"));
-        std::fs::write(&sources.manifest, manifest).unwrap();
-        std::fs::create_dir(folder.path().join("timescale")).unwrap();
-        std::fs::write(folder.path().join("timescale/url"), "postgres://worker@127.0.0.1:1/plant").unwrap();
-        let settings = sources.settings().unwrap();
-        let (_, access) = watch::channel(settings.access.clone());
-        let (_, terms) = watch::channel(Arc::clone(&settings.terms));
-        let me = Me { instance: "test".to_owned(), incarnation: Uuid::nil() };
-        Shard::new(settings, (access, terms), me, Handle::current()).unwrap()
-    }
-}
+pub(crate) mod tests;
