@@ -112,13 +112,7 @@ impl<'a> Sessions<'a> {
                         _ = orders.changed() => continue,
                     }
                     if self.end(session, &marker.topic, tenure).await {
-                        order.send_if_modified(|order| {
-                            let still = *order == Order::Leave;
-                            if still {
-                                *order = Order::Consume([].into());
-                            }
-                            still
-                        });
+                        replace(order, &Order::Leave, Order::Consume([].into()));
                     } else {
                         let _ = orders.changed().await;
                     }
@@ -127,7 +121,7 @@ impl<'a> Sessions<'a> {
         }
     }
 
-    /// Has a session leave that had filters before this start and has none now, when it is drained.
+    /// Has a session leave that had filters before and has none now, when it is drained.
     async fn wind_up(
         &self,
         session: &Session,
@@ -135,17 +129,21 @@ impl<'a> Sessions<'a> {
         order: &watch::Sender<Order>,
         tenure: &Tenure,
     ) {
-        let at_its_end =
-            || matches!(&*order.borrow(), Order::Consume(filters) if **filters == [marker.topic.clone()]);
-        if at_its_end() {
-            let drained = self.shard.drain(session.lane, tenure, marker, None).await;
-            match drained {
-                Ok(_) if at_its_end() => _ = order.send_replace(Order::Leave),
-                Ok(_) => {}
-                Err(error) => tell(session.lane, &error),
+        let end = Order::Consume([marker.topic.clone()].into());
+        let mut changes = order.subscribe();
+        loop {
+            if *changes.borrow_and_update() == end {
+                tokio::select! {
+                    drained = self.shard.drain(session.lane, tenure, marker, None) => match drained {
+                        Ok(_) => replace(order, &end, Order::Leave),
+                        Err(error) => tell(session.lane, &error),
+                    },
+                    // It got filters again, or all settle.
+                    _ = changes.changed() => continue,
+                }
             }
+            let _ = changes.changed().await;
         }
-        std::future::pending::<()>().await;
     }
 
     /// Ends a session that is drained. Whether it did.
@@ -164,6 +162,17 @@ impl<'a> Sessions<'a> {
         }
         ended.is_ok()
     }
+}
+
+/// Gives another order where this one still holds.
+fn replace(order: &watch::Sender<Order>, held: &Order, next: Order) {
+    order.send_if_modified(|order| {
+        let still = order == held;
+        if still {
+            *order = next;
+        }
+        still
+    });
 }
 
 fn tell(session: u8, error: &RetireError) {
@@ -199,5 +208,30 @@ mod tests {
         order.send_replace(Order::Settle);
         let end = tokio::time::timeout(Duration::from_secs(2), life).await.unwrap();
         assert_eq!(end, End::Settled, "and it does not keep the worker from its end");
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_at_its_end_again_is_drained_again() {
+        let broker = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let shard = without_database(broker.local_addr().unwrap().port());
+        let marker = retire::marker(&shard.broker().of_session(1)).topic;
+        let tenure = shard.tenure(LeaseRow { sessions: vec![vec![], vec![marker]], ..LeaseRow::default() });
+        let sessions = Sessions::open(&shard, &tenure, &[]);
+        let (session, order) = &sessions.all[1];
+        shard.shared.lanes.get(1).link().connected = true;
+        let marker = session.marker.as_ref().unwrap();
+        let winding_up = sessions.wind_up(session, marker, order, &tenure);
+        let twice = async {
+            broker.accept().await.unwrap();
+            let end = order.send_replace(Order::Consume(["a/#".to_owned()].into()));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            order.send_replace(end);
+            // Sooner than one drain publishes its marker again.
+            tokio::time::timeout(Duration::from_secs(2), broker.accept()).await.unwrap().unwrap();
+        };
+        tokio::select! {
+            () = winding_up => panic!("it never ends by itself"),
+            () = twice => {}
+        }
     }
 }
