@@ -281,6 +281,14 @@ async fn what_this_edition_cannot_do_is_reported_and_not_failed(bed: &mut Bed) -
             }
         }
     }
+    // Of two retentions before, what the shorter one removed is gone.
+    for age in [90, 30, 60] {
+        for statement in Action::Remember(age * 86_400).statements() {
+            owner.execute(statement.as_str()).await?;
+        }
+    }
+    let days: i64 = bed.sql("SELECT extract(day FROM now() - at)::int8 FROM penstock.horizon").await?;
+    ensure!(days == 30, "samples are whole for {days} days");
     // The policy of a rollup needs one; its functions and their arguments are known.
     owner.execute("CREATE VIEW penstock.rollup_1m AS SELECT 1").await?;
     for statement in Action::Refresh(Width(60), refresh).statements() {

@@ -268,7 +268,7 @@ impl Action {
             ],
             Self::Remember(age) => vec![format!(
                 "INSERT INTO penstock.horizon AS h (at) VALUES (now() - {}) \
-                 ON CONFLICT (only) DO UPDATE SET at = greatest(h.at, excluded.at)",
+                 ON CONFLICT (id) DO UPDATE SET at = greatest(h.at, excluded.at)",
                 interval(age)
             )],
             Self::KeepForEver => {
