@@ -22,7 +22,7 @@ use zstd::bulk::Decompressor;
 use self::stored::Stored;
 use crate::kinds::Kind;
 use crate::metrics::Metrics;
-use crate::names;
+use crate::{names, observe};
 
 /// Asks for reconciles.
 #[derive(Debug, Clone)]
@@ -91,9 +91,9 @@ pub struct WorkerPod {
 }
 
 impl WorkerPod {
-    fn of(pod: &DynamicObject) -> Option<Self> {
+    pub(crate) fn of(pod: &DynamicObject) -> Option<Self> {
         let label = |name: &str| pod.labels().get(name);
-        label(names::COMPONENT).filter(|component| *component == "worker")?;
+        label(names::COMPONENT).filter(|component| *component == "worker" && !observe::is_over(pod))?;
         Some(Self {
             uid: pod.uid()?,
             address: pod.data["status"]["podIP"].as_str()?.to_owned(),

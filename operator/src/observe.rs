@@ -1,4 +1,4 @@
-//! From cached objects and workers' answers to what is seen of each shard. Pure, but for the reports.
+//! From cached objects and workers' answers to what is seen of each shard. Pure, but for the clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +17,6 @@ use crate::children::{Wanted, files, job, shard};
 use crate::kinds::Kind;
 use crate::names;
 use crate::plan::{Plan, Seen};
-use crate::poller::Reports;
 use crate::rollout;
 use crate::status::PodView;
 
@@ -36,8 +35,12 @@ pub struct ShardObjects {
     pub told: Option<(i64, Vec<String>)>,
 }
 
-/// All shards of which there is anything.
-pub fn shards(pipeline: &str, children: &Children, reports: &Reports) -> BTreeMap<u32, ShardObjects> {
+/// All shards of which there is anything. `answer`: what the pod with a UID said lately.
+pub fn shards(
+    pipeline: &str,
+    children: &Children,
+    answer: impl Fn(&str) -> Option<WorkerStatus>,
+) -> BTreeMap<u32, ShardObjects> {
     let mut shards: BTreeMap<u32, ShardObjects> = BTreeMap::new();
     for ((kind, name), object) in children {
         let labels = object.labels();
@@ -46,8 +49,11 @@ pub fn shards(pipeline: &str, children: &Children, reports: &Reports) -> BTreeMa
         let component = labels.get(names::COMPONENT).map(String::as_str);
         match (kind, component) {
             (Kind::Deployment, _) => shard.deployment = Some(Arc::clone(object)),
-            (Kind::Pod, Some("worker")) => {
-                let report = reports.of(&object.uid().unwrap_or_default());
+            (Kind::Pod, Some("worker")) if !is_over(object) => {
+                let own = format!("{}/{pipeline}/{number}", object.namespace().unwrap_or_default());
+                // An address may have been given to another pod. Before it has read its files a worker names none.
+                let report = answer(&object.uid().unwrap_or_default())
+                    .filter(|report| report.shard.is_empty() || report.shard == own);
                 shard.pods.push((Arc::clone(object), report));
             }
             (Kind::Pod, Some("retire")) => shard.retire_pods.push(Arc::clone(object)),
@@ -243,6 +249,11 @@ fn ended(pod: &DynamicObject) -> Option<Reason> {
     Some((reason.to_owned(), format!("its container ended with code {code}, and was started again")))
 }
 
+/// Whether a pod has ended for good, as by an eviction. A ReplicaSet has made another, and leaves it there.
+pub fn is_over(pod: &DynamicObject) -> bool {
+    matches!(pod.data["status"]["phase"].as_str(), Some("Failed" | "Succeeded"))
+}
+
 fn is_running(pod: &DynamicObject) -> bool {
     container(pod)["state"].get("running").is_some()
 }
@@ -274,3 +285,6 @@ pub fn outcome<Report: DeserializeOwned>(pod: &DynamicObject) -> Option<Report> 
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

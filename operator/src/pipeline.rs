@@ -64,7 +64,7 @@ impl<'a> Work<'a> {
         let owner = Owner::of(pipeline);
         let children =
             ctx.caches.of(names::PIPELINE, &owner.namespace, &owner.name).map_err(Error::Unreadable)?;
-        let shards = observe::shards(&owner.name, &children, &ctx.reports);
+        let shards = observe::shards(&owner.name, &children, |uid| ctx.reports.of(uid));
         let text = plan_data(&children, &owner.name, files::PLAN);
         let stored_plan = text.and_then(|text| serde_json::from_str(text).ok());
         let seconds = now().0.as_second();
