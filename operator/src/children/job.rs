@@ -2,8 +2,7 @@
 
 use serde_json::json;
 
-use super::pod::Pod;
-use super::{Owner, Wanted, files};
+use super::{Owner, Wanted, files, pod};
 use crate::kinds::Kind;
 use crate::names;
 use crate::resolve::{Config, Resolved};
@@ -22,34 +21,18 @@ pub fn retire(
     shard: u32,
     generation: Option<i64>,
 ) -> Wanted {
-    let worker = &resolved.manifest.pipeline.spec.worker;
     let labels = names::of_shard(&owner.name, "retire", shard);
     let mut arguments = vec!["retire".to_owned()];
     arguments.extend(files::manifest_argument());
     arguments.extend(["--shard".to_owned(), shard.to_string()]);
     arguments.extend(generation.map(|generation| format!("--plan-generation={generation}")));
     arguments.extend(report());
-    let pod = Pod {
-        labels: labels.clone(),
-        annotations: worker.annotations.clone(),
-        image: worker.image.as_deref().unwrap_or(&config.worker_image),
-        pull_policy: worker.image_pull_policy.map_or(&config.pull_policy, |policy| policy.as_str()),
-        account: names::child(&owner.name, "retire"),
-        arguments,
-        files: files::plan_name(&owner.name),
-        credentials: &resolved.credentials,
-    };
-    let mut template = pod.template();
-    let spec = &mut template["spec"];
-    spec["restartPolicy"] = json!("Never");
-    if !worker.image_pull_secrets.is_empty() {
-        spec["imagePullSecrets"] = json!(worker.image_pull_secrets);
-    }
-    if !worker.node_selector.is_empty() {
-        spec["nodeSelector"] = json!(worker.node_selector);
-    }
-    if !worker.tolerations.is_empty() {
-        spec["tolerations"] = json!(worker.tolerations);
+    let files = files::plan_name(&owner.name);
+    let mut template = pod::of_shard(owner, resolved, config, ("retire", shard), arguments, files);
+    template["spec"]["restartPolicy"] = json!("Never");
+    // It keeps away from no worker, and near to none.
+    if let Some(affinity) = template["spec"]["affinity"].as_object_mut() {
+        affinity.retain(|of, _| of == "nodeAffinity");
     }
     let spec = json!({"backoffLimit": 2, "template": template});
     owner.free(Kind::Job, retire_name(&owner.name, shard), &labels, json!({"spec": spec}))

@@ -4,13 +4,63 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use crate::resolve::Credential;
+use super::Owner;
+use crate::names;
+use crate::resolve::{Config, Credential, Resolved};
 
 /// Where the shard's ConfigMap is mounted.
 pub const FILES: &str = "/etc/penstock/shard";
 const SECRETS: &str = "/etc/penstock/secrets";
 /// A number that the image's user has; any other than 0 would do.
 const USER: i64 = 65_532;
+/// How long a pod stays bound to a node that is not heard of.
+const LOST_NODE: i64 = 30;
+
+/// The template of a pod that works for a shard: its worker's, and that of the Job that ends its session, which
+/// must run where the worker did, with what it had.
+pub fn of_shard(
+    owner: &Owner,
+    resolved: &Resolved,
+    config: &Config,
+    (component, shard): (&str, u32),
+    arguments: Vec<String>,
+    files: String,
+) -> Value {
+    let worker = &resolved.manifest.pipeline.spec.worker;
+    let pod = Pod {
+        labels: names::of_shard(&owner.name, component, shard),
+        annotations: worker.annotations.clone(),
+        image: worker.image.as_deref().unwrap_or(&config.worker_image),
+        pull_policy: worker.image_pull_policy.map_or(&config.pull_policy, |policy| policy.as_str()),
+        account: names::child(&owner.name, component),
+        arguments,
+        files,
+        credentials: &resolved.credentials,
+    };
+    let mut template = pod.template();
+    let container = &mut template["spec"]["containers"][0];
+    if let Some(resources) = &worker.resources {
+        container["resources"] = json!(resources);
+    }
+    if let Some(env) = container["env"].as_array_mut() {
+        env.extend(worker.env.iter().map(|variable| json!(variable)));
+    }
+    let spec = &mut template["spec"];
+    if !worker.image_pull_secrets.is_empty() {
+        spec["imagePullSecrets"] = json!(worker.image_pull_secrets);
+    }
+    if !worker.node_selector.is_empty() {
+        spec["nodeSelector"] = json!(worker.node_selector);
+    }
+    if let Some(affinity) = &worker.affinity {
+        spec["affinity"] = json!(affinity);
+    }
+    let lost = |taint: &str| json!({"key": format!("node.kubernetes.io/{taint}"), "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE});
+    let mut tolerations = vec![lost("not-ready"), lost("unreachable")];
+    tolerations.extend(worker.tolerations.iter().map(|toleration| json!(toleration)));
+    spec["tolerations"] = json!(tolerations);
+    template
+}
 
 /// What a pod runs, and with which files.
 #[derive(Debug)]

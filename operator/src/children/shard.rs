@@ -6,8 +6,7 @@ use kube::ResourceExt;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
-use super::pod::Pod;
-use super::{Owner, Wanted, digest, files};
+use super::{Owner, Wanted, digest, files, pod};
 use crate::kinds::Kind;
 use crate::names;
 use crate::resolve::{Config, Resolved};
@@ -16,8 +15,6 @@ use crate::resolve::{Config, Resolved};
 const HANDOVER: Duration = Duration::from_secs(20);
 /// How long it then has to commit what it holds, and a little more.
 const GRACE: Duration = Duration::from_secs(70);
-/// How long a pod stays bound to a node that is not heard of.
-const LOST_NODE: i64 = 30;
 /// Annotation: digest of what only a new start takes over.
 const RESTART: &str = "penstock.dev/restart";
 
@@ -26,24 +23,14 @@ pub fn deployment(owner: &Owner, resolved: &Resolved, config: &Config, shard: u3
     let worker = &resolved.manifest.pipeline.spec.worker;
     let handover = worker.handover.as_ref().map_or(HANDOVER, penstock_crds::Duration::get);
     let labels = names::of_shard(&owner.name, "worker", shard);
-    let mut annotations = worker.annotations.clone();
-    annotations.insert(RESTART.to_owned(), resolved.restart.clone());
     let mut arguments = vec!["run".to_owned()];
     arguments.extend(files::arguments(shard));
     arguments.extend(["--handover".to_owned(), handover.as_secs().to_string()]);
-    let pod = Pod {
-        labels: labels.clone(),
-        annotations,
-        image: worker.image.as_deref().unwrap_or(&config.worker_image),
-        pull_policy: worker.image_pull_policy.map_or(&config.pull_policy, |policy| policy.as_str()),
-        account: names::child(&owner.name, "worker"),
-        arguments,
-        files: names::shard(&owner.name, shard),
-        credentials: &resolved.credentials,
-    };
-    let mut template = pod.template();
-    container(&mut template["spec"]["containers"][0], worker);
-    place(&mut template["spec"], owner, worker);
+    let name = names::shard(&owner.name, shard);
+    let mut template = pod::of_shard(owner, resolved, config, ("worker", shard), arguments, name.clone());
+    template["metadata"]["annotations"][RESTART] = json!(resolved.restart);
+    serve(&mut template["spec"]["containers"][0]);
+    template["spec"]["topologySpreadConstraints"] = spread(owner, worker);
     template["spec"]["terminationGracePeriodSeconds"] = json!((handover + GRACE).as_secs());
     let spec = json!({
         "replicas": i32::from(running),
@@ -56,7 +43,6 @@ pub fn deployment(owner: &Owner, resolved: &Resolved, config: &Config, shard: u3
             names::COMPONENT: labels[names::COMPONENT],
         }},
     });
-    let name = names::shard(&owner.name, shard);
     let mut wanted = owner.child(Kind::Deployment, name, &labels, json!({"spec": spec}));
     // Beside the rest and with a digest of its own: a shard that waits for its turn keeps its template.
     wanted.object["metadata"]["annotations"][names::TEMPLATE] = json!(digest(&template));
@@ -78,7 +64,7 @@ pub fn keep_template(wanted: &mut Wanted, live: &DynamicObject) {
     wanted.object["spec"]["template"] = live.data["spec"]["template"].clone();
 }
 
-fn container(container: &mut Value, worker: &penstock_crds::operations::Worker) {
+fn serve(container: &mut Value) {
     container["ports"] = json!([{"name": "http", "containerPort": 9100, "protocol": "TCP"}]);
     let probe = |path: &str, period: u32, failures: u32| {
         json!({
@@ -88,36 +74,16 @@ fn container(container: &mut Value, worker: &penstock_crds::operations::Worker) 
     };
     container["readinessProbe"] = probe("/readyz", 2, 2);
     container["livenessProbe"] = probe("/livez", 10, 6);
-    if let Some(resources) = &worker.resources {
-        container["resources"] = json!(resources);
-    }
-    if let Some(env) = container["env"].as_array_mut() {
-        env.extend(worker.env.iter().map(|variable| json!(variable)));
-    }
 }
 
-fn place(spec: &mut Value, owner: &Owner, worker: &penstock_crds::operations::Worker) {
-    if !worker.image_pull_secrets.is_empty() {
-        spec["imagePullSecrets"] = json!(worker.image_pull_secrets);
+fn spread(owner: &Owner, worker: &penstock_crds::operations::Worker) -> Value {
+    if !worker.topology_spread_constraints.is_empty() {
+        return json!(worker.topology_spread_constraints);
     }
-    if !worker.node_selector.is_empty() {
-        spec["nodeSelector"] = json!(worker.node_selector);
-    }
-    if let Some(affinity) = &worker.affinity {
-        spec["affinity"] = json!(affinity);
-    }
-    spec["topologySpreadConstraints"] = if worker.topology_spread_constraints.is_empty() {
-        json!([{
-            "maxSkew": 1,
-            "topologyKey": "kubernetes.io/hostname",
-            "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": names::worker_selector(&owner.name)},
-        }])
-    } else {
-        json!(worker.topology_spread_constraints)
-    };
-    let lost = |taint: &str| json!({"key": format!("node.kubernetes.io/{taint}"), "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE});
-    let mut tolerations = vec![lost("not-ready"), lost("unreachable")];
-    tolerations.extend(worker.tolerations.iter().map(|toleration| json!(toleration)));
-    spec["tolerations"] = json!(tolerations);
+    json!([{
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": names::worker_selector(&owner.name)},
+    }])
 }

@@ -127,3 +127,37 @@ fn a_shard_that_waits_for_its_turn_keeps_its_template_and_gets_all_else() {
     let digest = &same["metadata"]["annotations"][names::WANTED];
     assert_eq!(*digest, live.annotations()[names::WANTED], "a template alone changes nothing else");
 }
+
+#[test]
+fn a_retire_job_has_what_the_workers_have_to_run_with_and_runs_where_they_may() {
+    let pipeline = include_str!("golden/full.yaml").replace(
+        "      nodeAffinity:",
+        "      podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: zone}]}\n      nodeAffinity:",
+    );
+    let Manifest { mut pipeline, store } = Manifest::parse(&pipeline).unwrap();
+    pipeline.metadata.namespace = Some("plant".into());
+    pipeline.metadata.uid = Some("1".into());
+    let resolved = resolve::pipeline(&pipeline, Some(&store), NOBODY).unwrap();
+    let owner = Owner::of(&pipeline);
+    let worker = shard::deployment(&owner, &resolved, &config(), 0, true).object;
+    let retire = job::retire(&owner, &resolved, &config(), 0, Some(1)).object;
+    let of = |object: &Value, path: &str| object.pointer(&format!("/spec/template/spec{path}")).cloned();
+    for same in [
+        "/containers/0/image",
+        "/containers/0/imagePullPolicy",
+        "/containers/0/resources",
+        "/containers/0/env",
+        "/imagePullSecrets",
+        "/nodeSelector",
+        "/tolerations",
+        "/affinity/nodeAffinity",
+        "/volumes/1",
+    ] {
+        assert!(of(&worker, same).is_some(), "{same}");
+        assert_eq!(of(&retire, same), of(&worker, same), "{same}");
+    }
+    // It is no worker that others keep away from.
+    for none in ["/affinity/podAntiAffinity", "/topologySpreadConstraints", "/containers/0/readinessProbe"] {
+        assert!(of(&worker, none).is_some() && of(&retire, none).is_none(), "{none}");
+    }
+}
