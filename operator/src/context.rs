@@ -19,7 +19,7 @@ use crate::resolve::Config;
 use crate::scaling::Memories;
 use crate::turns::{Name, Turns};
 
-/// More times than these are cleared of those that are long ago.
+/// More times than these are cleared of those that nobody asked for long since.
 const MOST_TIMES: usize = 4096;
 const LONG_AGO: Duration = Duration::from_mins(10);
 
@@ -179,34 +179,41 @@ fn scatter() -> f64 {
     f64::from(k8s_openapi::jiff::Timestamp::now().subsec_nanosecond().rem_euclid(1_000_000)) / 1_000_000.0
 }
 
-/// When something was done last.
+/// When something was done last, and when that was asked for last.
 #[derive(Debug, Default)]
-pub struct Times(Mutex<HashMap<String, Instant>>);
+pub struct Times(Mutex<HashMap<String, (Instant, Instant)>>);
 
 impl Times {
     /// Whether it is so long ago, or never was; if so, it is done now.
     pub fn is_due(&self, what: impl Into<String>, pause: Duration) -> bool {
         let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let what = what.into();
-        if times.get(&what).is_some_and(|at| at.elapsed() < pause) {
-            return false;
+        let (what, now) = (what.into(), Instant::now());
+        if let Some((done, asked)) = times.get_mut(&what) {
+            *asked = now;
+            if done.elapsed() < pause {
+                return false;
+            }
         }
         if times.len() > MOST_TIMES {
-            times.retain(|_, at| at.elapsed() < LONG_AGO);
+            times.retain(|_, (_, asked)| asked.elapsed() < LONG_AGO);
         }
-        times.insert(what, Instant::now());
+        times.insert(what, (now, now));
         true
     }
 
     /// Whether it is so long ago. What was never done is done now.
     pub fn is_past(&self, what: &str, pause: Duration) -> bool {
         let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        times.entry(what.to_owned()).or_insert_with(Instant::now).elapsed() >= pause
+        let now = Instant::now();
+        let (done, asked) = times.entry(what.to_owned()).or_insert((now, now));
+        *asked = now;
+        done.elapsed() >= pause
     }
 
     /// It is done now, whenever it was done before.
     pub fn set(&self, what: impl Into<String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(what.into(), Instant::now());
+        let now = Instant::now();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(what.into(), (now, now));
     }
 
     /// What begins so is forgotten.
@@ -237,3 +244,27 @@ impl Told {
 
 /// A shared context.
 pub type Shared = Arc<Context>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_again_and_again_is_not_forgotten_however_long_ago_it_was_done() {
+        let times = Times::default();
+        assert!(!times.is_past("retire", LONG_AGO));
+        let ago = |time: Duration| Instant::now().checked_sub(time).unwrap();
+        for entry in times.0.lock().unwrap().values_mut() {
+            *entry = (ago(LONG_AGO * 3), ago(Duration::from_secs(2)));
+        }
+        for number in 0..=MOST_TIMES {
+            times.is_due(number.to_string(), LONG_AGO);
+        }
+        assert!(times.is_past("retire", LONG_AGO * 2));
+        for entry in times.0.lock().unwrap().values_mut() {
+            entry.1 = ago(LONG_AGO);
+        }
+        assert!(times.is_due("new", LONG_AGO));
+        assert_eq!(times.0.lock().unwrap().len(), 1, "nobody asks for the others any more");
+    }
+}

@@ -12,7 +12,7 @@ use penstock_crds::{IngestPipeline, Manifest};
 
 use crate::children::{files, shared};
 use crate::conditions::Say;
-use crate::context::Context;
+use crate::context::{Context, Times};
 use crate::error::Error;
 use crate::kinds::Kind;
 use crate::names;
@@ -43,7 +43,7 @@ pub async fn reconcile(work: &Work<'_>, ctx: &Context) -> Result<Action, Error> 
         return finish(work, ctx, Some((&plan, "nothing tells how to reach the broker and the database")))
             .await;
     };
-    if overdue(work.pipeline, ctx) {
+    if is_overdue(work.pipeline, Duration::from_secs(ctx.config.retire_deadline), &ctx.last) {
         return finish(work, ctx, Some((&plan, "the deadline passed"))).await;
     }
     if is_terminating(&work.owner.namespace, ctx).await? {
@@ -66,10 +66,19 @@ fn resolved(work: &Work<'_>) -> Option<Resolved> {
     resolve::pipeline(&pipeline, Some(&store), &[] as &[std::sync::Arc<IngestPipeline>]).ok()
 }
 
-fn overdue(pipeline: &IngestPipeline, ctx: &Context) -> bool {
-    let Some(since) = &pipeline.metadata.deletion_timestamp else { return false };
-    let elapsed = k8s_openapi::jiff::Timestamp::now().duration_since(since.0);
-    elapsed.as_secs() > ctx.config.retire_deadline as i64
+/// Whether this process has tried for so long. While no operator was there, or the pipeline was paused, nobody did:
+/// the time of its deletion says nothing of that.
+fn is_overdue(pipeline: &IngestPipeline, deadline: Duration, last: &Times) -> bool {
+    last.is_past(&tries(pipeline), deadline)
+}
+
+/// The pipeline is left alone: its deadline begins anew when it is not any more.
+pub fn pause(pipeline: &IngestPipeline, last: &Times) {
+    last.forget(&tries(pipeline));
+}
+
+fn tries(pipeline: &IngestPipeline) -> String {
+    format!("{}/retire", pipeline.uid().unwrap_or_default())
 }
 
 async fn is_terminating(namespace: &str, ctx: &Context) -> Result<bool, Error> {
@@ -135,4 +144,33 @@ pub fn client_ids(pipeline: &IngestPipeline, shards: impl Iterator<Item = u32>) 
         std::iter::once(first.clone()).chain(more.map(move |suffix| format!("{first}{suffix}")))
     });
     ids.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn deleted() -> IngestPipeline {
+        let example = include_str!("../../examples/plant.yaml");
+        let mut pipeline = Manifest::parse(example).unwrap().pipeline;
+        let metadata = json!({"name": "plant", "namespace": "works", "uid": "1", "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        pipeline.metadata = serde_json::from_value(metadata).unwrap();
+        pipeline
+    }
+
+    #[test]
+    fn a_deletion_is_overdue_only_after_this_process_has_tried_for_as_long() {
+        let (pipeline, last) = (deleted(), Times::default());
+        assert!(
+            !is_overdue(&pipeline, Duration::from_mins(10), &last),
+            "no operator was there, or it was paused"
+        );
+        let short = Duration::from_millis(100);
+        std::thread::sleep(short);
+        assert!(is_overdue(&pipeline, short, &last));
+        pause(&pipeline, &last);
+        assert!(!is_overdue(&pipeline, short, &last), "nobody tried while it was paused");
+    }
 }

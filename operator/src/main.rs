@@ -66,7 +66,7 @@ struct Run {
     /// When it is pulled.
     #[arg(long, env = "PENSTOCK_WORKER_PULL_POLICY", default_value = "IfNotPresent")]
     worker_pull_policy: String,
-    /// Seconds that the deletion of a pipeline may take before its sessions are left behind.
+    /// Seconds for which it is tried to end the sessions of a deleted pipeline before they are left behind.
     #[arg(long, env = "PENSTOCK_RETIRE_DEADLINE", default_value_t = 600)]
     retire_deadline: u64,
     /// Pipelines whose shards are rolled at the same time, after a change of their pods.

@@ -107,6 +107,7 @@ fn plan_data<'a>(children: &'a Children, pipeline: &str, key: &str) -> Option<&'
 /// Brings a pipeline one step nearer to what its spec asks for.
 pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Action, Error> {
     if pipeline.annotations().get(names::PAUSED).is_some_and(|paused| paused == "true") {
+        ending::pause(&pipeline, &ctx.last);
         return Ok(Action::await_change());
     }
     let work = Work::new(&pipeline, &ctx)?;

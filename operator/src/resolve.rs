@@ -17,7 +17,7 @@ pub struct Config {
     pub worker_image: String,
     /// When it is pulled.
     pub pull_policy: String,
-    /// Seconds that a deletion may take before sessions are left behind.
+    /// Seconds for which a deletion is tried before sessions are left behind.
     pub retire_deadline: u64,
     /// Pipelines whose shards are rolled at the same time.
     pub pipelines_at_once: usize,
