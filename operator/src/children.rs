@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use kube::Resource;
 use kube::ResourceExt;
+use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
 use crate::kinds::Kind;
@@ -74,6 +75,12 @@ impl Owner {
 
 fn digest(value: &Value) -> String {
     blake3::hash(value.to_string().as_bytes()).to_hex()[..16].to_owned()
+}
+
+/// Whether an object was given this pod template last.
+pub fn has_template(live: &DynamicObject, wanted: &Wanted) -> bool {
+    let digest = wanted.object["metadata"]["annotations"][names::TEMPLATE].as_str();
+    digest.is_some() && live.annotations().get(names::TEMPLATE).map(String::as_str) == digest
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub const STORE: &str = "penstock.dev/store";
 pub const SHARD: &str = "penstock.dev/shard";
 /// Annotation: digest of what the operator wants an object to be.
 pub const WANTED: &str = "penstock.dev/wanted";
-/// Annotation of a Deployment: digest of the pod template that the operator gave it last.
+/// Annotation of a Deployment or a retire Job: digest of the pod template that the operator gave it last.
 pub const TEMPLATE: &str = "penstock.dev/template";
 /// Annotation of a pod: touched, so that its kubelet looks at its ConfigMap at once.
 pub const LOOK: &str = "penstock.dev/look";

@@ -13,12 +13,15 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::caches::Children;
-use crate::children::{Wanted, files, job, shard};
+use crate::children::{Wanted, files, has_template, job};
 use crate::kinds::Kind;
 use crate::names;
 use crate::plan::{Plan, Seen};
 use crate::rollout;
 use crate::status::PodView;
+
+/// A retire Job that failed is made anew after so long.
+const RETIRE_AGAIN: Duration = Duration::from_mins(1);
 
 /// What there is of one shard.
 #[derive(Debug, Clone, Default)]
@@ -129,7 +132,7 @@ impl ShardObjects {
         };
         let finished = self.is_rolled_out() && well;
         rollout::Shard {
-            current: deployment.is_some_and(|live| shard::has_template(live, wanted)),
+            current: deployment.is_some_and(|live| has_template(live, wanted)),
             consumed: deployment.is_some() && consumed,
             turning: pods.len() > 1 || (consumed && !self.is_rolled_out()),
             finished,
@@ -171,17 +174,37 @@ impl ShardObjects {
         of_pod.or_else(of_deployment)
     }
 
-    /// Why the retire Job failed, or fails.
+    /// Whether its retire Job goes; one as it is wanted now is made then, where one is.
+    pub fn drops_retire(&self, wanted: &Wanted) -> bool {
+        let Some(job) = &self.job else { return false };
+        self.has_worker()
+            || failed_for(job).is_some_and(|time| time > RETIRE_AGAIN)
+            || (!has_template(job, wanted) && !self.retires())
+    }
+
+    /// Its retire Job does its work, or has done it.
+    fn retires(&self) -> bool {
+        let count = |field: &str| {
+            self.job.as_ref().map_or(0, |job| job.data["status"][field].as_i64().unwrap_or_default())
+        };
+        let ran = |pod: &DynamicObject| container(pod)["state"]["terminated"]["exitCode"] == 0;
+        count("ready") + count("succeeded") > 0
+            || self.retire_pods.iter().any(|pod| is_running(pod) || ran(pod))
+    }
+
+    /// Why the retire Job failed, fails, or does not start.
     pub fn retire_failure(&self) -> Option<Reason> {
-        let failure = self.retire_pods.iter().find_map(|pod| failure(pod));
-        let failed = self.job.as_ref().is_some_and(|job| has_condition(job, "Failed"));
-        match failure {
-            Some(Failure { reason, message }) => Some((reason, message)),
-            None if failed => {
-                Some(("retire_failed".to_owned(), "the retire Job failed; see its pods' logs".to_owned()))
-            }
-            None => None,
-        }
+        let told = self.retire_pods.iter().find_map(|pod| failure(pod));
+        let told = told.map(|Failure { reason, message }| (reason, message));
+        let stays = |pod: &&Arc<DynamicObject>| pod.metadata.deletion_timestamp.is_none();
+        let waits = || self.retire_pods.iter().filter(stays).find_map(|pod| problem(pod));
+        let failed = || {
+            self.job
+                .as_ref()
+                .filter(|job| has_condition(job, "Failed"))
+                .map(|_| ("retire_failed".to_owned(), "the retire Job failed; see its pods' logs".to_owned()))
+        };
+        told.or_else(waits).or_else(failed)
     }
 }
 
@@ -233,7 +256,7 @@ fn container(pod: &DynamicObject) -> &Value {
 }
 
 /// Why a pod's container waits, or why it is not placed.
-fn problem(pod: &DynamicObject) -> Option<Reason> {
+pub fn problem(pod: &DynamicObject) -> Option<Reason> {
     if let Some(waiting) = said(&container(pod)["state"]["waiting"])
         && waiting.0 != "ContainerCreating"
     {

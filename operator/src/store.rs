@@ -20,7 +20,7 @@ use crate::context::{Context, Shared, now};
 use crate::error::Error;
 use crate::kinds::Kind;
 use crate::names;
-use crate::observe::{failed_for, failure, has_condition, outcome};
+use crate::observe::{failed_for, failure, has_condition, outcome, problem};
 use crate::resolve;
 
 /// Until the next look, while a migration runs and at rest. All else comes by triggers.
@@ -130,8 +130,10 @@ fn look(
     }
     // Of a newer image or policy: the schema before serves meanwhile.
     let holds = status.migrated.is_some();
-    match pods.iter().filter(of_job).find_map(|pod| failure(pod)) {
-        Some(failure) => Say::that(holds, failure.reason, failure.message),
+    let own = || pods.iter().filter(of_job);
+    let failed = own().find_map(|pod| failure(pod)).map(|failure| (failure.reason, failure.message));
+    match failed.or_else(|| own().find_map(|pod| problem(pod))) {
+        Some((reason, why)) => Say::that(holds, reason, why),
         None => Say::that(holds, "migrating", "the migration runs"),
     }
 }
@@ -207,5 +209,28 @@ fn tell_pipelines(store: &TelemetryStore, ctx: &Context) {
         {
             ctx.triggers.pipeline(&namespace, &pipeline.name_any());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_migration_whose_pod_cannot_start_says_why() {
+        let named = |name: &str| json!({"name": name, "namespace": "works"});
+        let job: DynamicObject =
+            serde_json::from_value(json!({"metadata": named("main-migrate-1"), "status": {"active": 1}}))
+                .unwrap();
+        let mut pod = json!({"metadata": named("main-migrate-1-x")});
+        pod["metadata"]["labels"] = json!({
+            names::COMPONENT: "migrate", "batch.kubernetes.io/job-name": "main-migrate-1",
+        });
+        let waiting = json!({"reason": "ErrImagePull", "message": "no such image"});
+        pod["status"] = json!({"containerStatuses": [{"state": {"waiting": waiting}}]});
+        let pod: DynamicObject = serde_json::from_value(pod).unwrap();
+        let children = Children::from([((Kind::Pod, pod.name_any()), Arc::new(pod))]);
+        let say = look(&mut TelemetryStoreStatus::default(), &children, Some(&job), "1");
+        assert_eq!((say.holds, &*say.reason, &*say.message), (Some(false), "ErrImagePull", "no such image"));
     }
 }

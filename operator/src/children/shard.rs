@@ -50,12 +50,6 @@ pub fn deployment(owner: &Owner, resolved: &Resolved, config: &Config, shard: u3
     wanted
 }
 
-/// Whether a Deployment was given this template last.
-pub fn has_template(live: &DynamicObject, wanted: &Wanted) -> bool {
-    let digest = wanted.object["metadata"]["annotations"][names::TEMPLATE].as_str();
-    digest.is_some() && live.annotations().get(names::TEMPLATE).map(String::as_str) == digest
-}
-
 /// Has a Deployment keep the template that it has, as long as nobody writes another meanwhile.
 pub fn keep_template(wanted: &mut Wanted, live: &DynamicObject) {
     let metadata = &mut wanted.object["metadata"];

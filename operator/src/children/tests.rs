@@ -1,5 +1,3 @@
-use kube::ResourceExt;
-use kube::api::DynamicObject;
 use penstock_crds::{IngestPipeline, Manifest, TelemetryStore};
 use serde_json::{Value, json};
 
@@ -116,10 +114,10 @@ fn a_shard_that_waits_for_its_turn_keeps_its_template_and_gets_all_else() {
     let (pipeline, store) = example(|text| text.replace("sharding:", "worker: {image: other}\n  sharding:"));
     let resolved = resolve::pipeline(&pipeline, Some(&store), NOBODY).unwrap();
     let mut wanted = shard::deployment(&Owner::of(&pipeline), &resolved, &config(), 2, false);
-    assert!(!shard::has_template(&live, &wanted));
+    assert!(!has_template(&live, &wanted));
     let parked = wanted.object["metadata"]["annotations"][names::WANTED].clone();
     shard::keep_template(&mut wanted, &live);
-    assert!(shard::has_template(&live, &wanted));
+    assert!(has_template(&live, &wanted));
     assert_eq!(wanted.object["spec"]["template"], live.data["spec"]["template"]);
     assert_eq!(wanted.object["spec"]["replicas"], 0);
     assert_eq!(wanted.object["metadata"]["annotations"][names::WANTED], parked);
@@ -160,4 +158,17 @@ fn a_retire_job_has_what_the_workers_have_to_run_with_and_runs_where_they_may() 
     for none in ["/affinity/podAntiAffinity", "/topologySpreadConstraints", "/containers/0/readinessProbe"] {
         assert!(of(&worker, none).is_some() && of(&retire, none).is_none(), "{none}");
     }
+}
+
+#[test]
+fn a_retire_job_has_the_same_template_by_every_plan_and_another_with_another_image() {
+    let retire = |image: &str, generation| {
+        let (pipeline, store) =
+            example(|text| text.replace("sharding:", &format!("worker: {{image: {image}}}\n  sharding:")));
+        let resolved = resolve::pipeline(&pipeline, Some(&store), NOBODY).unwrap();
+        job::retire(&Owner::of(&pipeline), &resolved, &config(), 0, generation)
+    };
+    let live: DynamicObject = serde_json::from_value(retire("a", Some(1)).object).unwrap();
+    assert!(has_template(&live, &retire("a", Some(2))) && has_template(&live, &retire("a", None)));
+    assert!(!has_template(&live, &retire("b", Some(1))));
 }

@@ -79,3 +79,69 @@ fn what_another_shards_worker_says_at_an_address_that_was_given_anew_is_not_hear
         assert_eq!(seen.report().is_some(), heard, "{shard}");
     }
 }
+
+/// A retire Job as it is wanted, or was: by its template's digest.
+fn retire(template: &str) -> Wanted {
+    let annotations = json!({names::TEMPLATE: template});
+    let object = json!({"metadata": {"annotations": annotations}});
+    Wanted { kind: Kind::Job, name: job::retire_name("plant", 0), object }
+}
+
+fn job(template: &str, status: Value) -> ((Kind, String), Arc<DynamicObject>) {
+    let ((kind, name), job) = object(Kind::Job, "retire", "plant-retire-0", json!({"status": status}));
+    let mut job = Arc::unwrap_or_clone(job);
+    job.annotations_mut().insert(names::TEMPLATE.to_owned(), template.to_owned());
+    ((kind, name), Arc::new(job))
+}
+
+fn retire_pod(status: Value) -> ((Kind, String), Arc<DynamicObject>) {
+    object(Kind::Pod, "retire", "plant-retire-0-x", json!({"status": status}))
+}
+
+fn waiting() -> Value {
+    let waiting = json!({"reason": "ImagePullBackOff", "message": "no such image"});
+    json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": waiting}}]})
+}
+
+#[test]
+fn a_retire_job_that_cannot_start_is_made_anew_when_what_is_wanted_changes_and_one_that_ran_is_not() {
+    let ended = |code: i64| json!({"phase": if code == 0 { "Succeeded" } else { "Failed" }, "containerStatuses": [{"state": {"terminated": {"exitCode": code}}}]});
+    let running = json!({"phase": "Running", "containerStatuses": [{"state": {"running": {}}}]});
+    let unscheduled = json!({"phase": "Pending"});
+    for (job_says, pod_says, drops) in [
+        (json!({}), None, true),
+        (json!({"active": 1}), Some(unscheduled), true),
+        (json!({"active": 1}), Some(waiting()), true),
+        (json!({"active": 1}), Some(running), false),
+        (json!({"active": 1}), Some(ended(0)), false),
+        (json!({"active": 1, "ready": 1}), Some(waiting()), false),
+        (json!({"succeeded": 1}), None, false),
+        (json!({"active": 1, "failed": 1}), Some(ended(1)), true),
+    ] {
+        let pod = pod_says.clone().map(retire_pod);
+        let seen = |template: &str| {
+            first([Some(job(template, job_says.clone())), pod.clone()].into_iter().flatten(), |_| None)
+        };
+        assert_eq!(seen("old").drops_retire(&retire("new")), drops, "{job_says} {pod_says:?}");
+        assert!(!seen("new").drops_retire(&retire("new")), "{job_says} {pod_says:?}");
+    }
+}
+
+#[test]
+fn why_a_retire_job_does_not_start_is_told_and_what_its_pod_said_of_itself_comes_first() {
+    let told = |pods: &[Value]| {
+        let pods = (0..).zip(pods).map(|(number, status): (u32, _)| {
+            let ((kind, name), pod) = retire_pod(status.clone());
+            ((kind, format!("{name}{number}")), pod)
+        });
+        let seen = first(pods.chain([job("as wanted", json!({"active": 1}))]), |_| None);
+        seen.retire_failure().map(|(reason, _)| reason)
+    };
+    let message = r#"{"error": {"reason": "broker_away", "message": "no route"}}"#;
+    let failed = json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 1, "message": message}}}]});
+    let unscheduled = json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]});
+    assert_eq!(told(&[waiting()]).as_deref(), Some("ImagePullBackOff"));
+    assert_eq!(told(&[unscheduled]).as_deref(), Some("Unschedulable"));
+    assert_eq!(told(&[waiting(), failed]).as_deref(), Some("broker_away"));
+    assert_eq!(told(&[json!({"phase": "Running"})]), None);
+}

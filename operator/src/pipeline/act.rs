@@ -11,7 +11,7 @@ use crate::children::{Wanted, files, job, shard, shared};
 use crate::context::Context;
 use crate::error::Error;
 use crate::kinds::Kind;
-use crate::observe::{ShardObjects, failed_for};
+use crate::observe::ShardObjects;
 use crate::plan::{Plan, Role, Wish};
 use crate::resolve::Resolved;
 use crate::rollout::{self, Rollout};
@@ -19,8 +19,6 @@ use crate::turns;
 
 /// A pod is asked again to look at its files.
 const NUDGE: Duration = Duration::from_secs(3);
-/// A retire Job that failed is made anew after so long.
-const RETIRE_AGAIN: Duration = Duration::from_mins(1);
 
 /// The Deployments of the shards that stay, and how far a changed template of theirs may go.
 pub(super) struct Workers {
@@ -113,9 +111,8 @@ pub fn retire(
 ) -> Option<Wanted> {
     let wanted = job::retire(&work.owner, resolved, &ctx.config, shard, generation);
     match &objects.job {
-        // Pruned, and made anew.
-        Some(_) if objects.has_worker() => None,
-        Some(job) if failed_for(job).is_some_and(|time| time > RETIRE_AGAIN) => None,
+        // Pruned.
+        Some(_) if objects.drops_retire(&wanted) => None,
         Some(_) => {
             keep.insert((Kind::Job, wanted.name));
             None
