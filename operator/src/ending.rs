@@ -51,8 +51,10 @@ pub async fn reconcile(work: &Work<'_>, ctx: &Context) -> Result<Action, Error> 
     }
     let shards = pipeline::views(work, &plan, &wish, None);
     let schema = Say { holds: None, reason: "ending".into(), message: "the pipeline is deleted".into() };
-    let written = pipeline::write_status(work, ctx, &wish, &shards, &plan, None, schema).await;
-    apply(work, ctx, &resolved, &plan).await?;
+    let applied = apply(work, ctx, &resolved, &plan).await;
+    let blocked = applied.as_ref().err().and_then(Error::blocked);
+    let written = pipeline::write_status(work, ctx, &wish, &shards, &plan, blocked, schema).await;
+    applied?;
     written?;
     ctx.reports.set_busy(&work.owner.namespace, &work.owner.name, false);
     Ok(Action::requeue(AGAIN))

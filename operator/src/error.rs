@@ -1,5 +1,7 @@
 //! What keeps a reconcile from its end. It is tried again.
 
+use penstock_crds::report::Reason;
+
 use crate::kinds::Kind;
 
 /// A failed reconcile.
@@ -43,5 +45,45 @@ impl Error {
             Self::Foreign(..) => "foreign_object",
             Self::Unreadable(_) => "cache_unreadable",
         }
+    }
+
+    /// What does not pass by itself, for a condition: an object of somebody else's, or what the API server will
+    /// not take, by its rights, quotas, rules or webhooks.
+    pub fn blocked(&self) -> Option<Reason> {
+        let why = match self {
+            Self::Foreign(..) => self.to_string(),
+            Self::Api(error) => match &**error {
+                kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => {
+                    format!("the API server: {}", status.message)
+                }
+                _ => return None,
+            },
+            _ => return None,
+        };
+        Some((self.reason().to_owned(), why))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_api_server_will_not_take_is_told_in_its_own_words_and_what_may_pass_is_not() {
+        let said = |code: u16, reason: &str| {
+            let status = kube::core::Status::failure("exceeded quota: small", reason).with_code(code);
+            Error::from(kube::Error::Api(status.boxed())).blocked()
+        };
+        let why = || "the API server: exceeded quota: small".to_owned();
+        assert_eq!(said(403, "Forbidden"), Some(("api_forbidden".to_owned(), why())));
+        // Webhooks refuse with either, and their own reasons.
+        for (code, reason) in [(422, "Invalid"), (400, "BadRequest"), (400, ""), (403, "")] {
+            assert_eq!(said(code, reason), Some(("api_refused".to_owned(), why())), "{code} {reason}");
+        }
+        for (code, reason) in [(404, "NotFound"), (409, "Conflict"), (429, "TooManyRequests"), (500, "")] {
+            assert_eq!(said(code, reason), None, "{code}");
+        }
+        let (reason, why) = Error::Foreign(Kind::Service, "x".to_owned()).blocked().unwrap();
+        assert!(reason == "foreign_object" && why.starts_with("Service x exists"), "{why}");
     }
 }

@@ -151,6 +151,12 @@ impl ShardObjects {
         })
     }
 
+    /// Why its Deployment makes no pod.
+    pub fn unmade(&self) -> Option<Reason> {
+        let deployment = self.deployment.as_ref().filter(|_| self.pods.is_empty())?;
+        condition(deployment, "ReplicaFailure", "True").and_then(said)
+    }
+
     /// Why its newest pod does not take over, or there is none.
     fn rollout_trouble(&self) -> Option<Reason> {
         let deployment = self.deployment.as_ref()?;

@@ -160,10 +160,7 @@ pub async fn reconcile(pipeline: Arc<IngestPipeline>, ctx: Shared) -> Result<Act
     let files = ShardFiles::new(&work.owner, &resolved, &plan);
     let workers = act::Workers::new(&work, &ctx, &resolved, &plan, &wish);
     let applied = act::apply(&work, &ctx, &resolved, &plan, &files, &workers, &wish).await;
-    let blocked = match &applied {
-        Err(error @ Error::Foreign(..)) => Some((error.reason().to_owned(), error.to_string())),
-        _ => None,
-    };
+    let blocked = applied.as_ref().err().and_then(Error::blocked);
     let is_blocked = blocked.is_some();
     let shards = views(&work, &plan, &wish, Some((&files, &workers.rollout)));
     let written = write_status(&work, &ctx, &wish, &shards, &plan, blocked, schema).await;
@@ -272,6 +269,7 @@ pub fn views(
                 keys: plan.keys_of(*number).len(),
                 client_id: format!("{prefix}-{number}"),
                 pod: objects.pod(),
+                unmade: objects.unmade(),
                 report: objects.report().cloned(),
                 settled,
                 rollout: rollout.unwrap_or_default(),

@@ -10,6 +10,9 @@ use crate::plan::{Role, Wish};
 use crate::rollout::Part;
 use crate::scaling::Scaling;
 
+/// The reason where nothing is wrong, but for the time that it takes.
+const STARTING: &str = "starting";
+
 /// A pod, as its status tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodView {
@@ -36,6 +39,8 @@ pub struct ShardView {
     pub client_id: String,
     /// Its pod.
     pub pod: Option<PodView>,
+    /// Why no pod is made.
+    pub unmade: Option<(String, String)>,
     /// What the worker says.
     pub report: Option<WorkerStatus>,
     /// It follows its newest files, and the Deployment is rolled out.
@@ -77,9 +82,10 @@ impl ShardView {
         let said = self.report.as_ref().and_then(|report| report.reasons.first().cloned());
         let problem = self.pod.as_ref().and_then(|pod| pod.problem.clone());
         let starting = match &self.pod {
-            None => ("starting", "there is no pod yet"),
-            Some(pod) if self.report.is_none() && !pod.ready => ("starting", "the pod does not answer yet"),
-            Some(_) => ("starting", "the pod gets ready"),
+            None if self.unmade.is_some() => return self.unmade.clone(),
+            None => (STARTING, "there is no pod yet"),
+            Some(pod) if self.report.is_none() && !pod.ready => (STARTING, "the pod does not answer yet"),
+            Some(_) => (STARTING, "the pod gets ready"),
         };
         said.or(problem).or_else(|| Some((starting.0.to_owned(), starting.1.to_owned())))
     }
@@ -165,6 +171,8 @@ fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Sa
     let Facts { wish, shards, blocked, .. } = facts;
     let trouble =
         shards.iter().find_map(|shard| shard.trouble().map(|(reason, why)| (shard.shard, reason, why)));
+    // A shard that cannot start yet is the least of it.
+    let trouble = trouble.filter(|(_, reason, _)| blocked.is_none() || reason != STARTING);
     let stuck = rollout_stalled(shards);
     let rolling = shards.iter().find(|shard| shard.rollout == Part::Rolling).map(|shard| shard.shard);
     let held = shards.iter().filter(|shard| shard.rollout == Part::Held).count();
@@ -183,7 +191,7 @@ fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Sa
     } else if let Some((shard, reason, why)) = trouble.filter(|_| ready < wanted) {
         Say::that(false, reason, format!("{ready} of {wanted} shards are ready; shard {shard}: {why}"))
     } else if ready < wanted || wanted == 0 {
-        let (reason, why) = blocked.clone().unwrap_or_else(|| ("starting".into(), "shards start".into()));
+        let (reason, why) = blocked.clone().unwrap_or_else(|| (STARTING.into(), "shards start".into()));
         Say::that(false, reason, format!("{ready} of {wanted} shards are ready; {why}"))
     } else {
         Say::that(true, "ready", format!("{ready} of {wanted} shards are ready"))
@@ -203,7 +211,7 @@ fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Sa
         let why = "its shards are rolled after other pipelines: so many at a time as the chart's value rollouts.pipelinesAtOnce says";
         Say::that(true, "rollout_waiting", why)
     } else if behind || (ready < wanted && !wish.parked) {
-        Say::that(true, "starting", "shards take over what changed")
+        Say::that(true, STARTING, "shards take over what changed")
     } else {
         Say::that(false, "done", "all is as the spec asks")
     };
@@ -216,7 +224,7 @@ fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Sa
     } else if moving {
         Say::that(false, "moving", "keys are on their way to other shards")
     } else if behind {
-        Say::that(false, "starting", "not all shards follow the plan yet")
+        Say::that(false, STARTING, "not all shards follow the plan yet")
     } else {
         Say::that(true, "applied", format!("all shards follow plan {}", facts.plan.0))
     };
@@ -312,3 +320,6 @@ fn age(seconds: f64) -> String {
         seconds => format!("{}h", seconds / 3600),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,10 +61,13 @@ pub async fn reconcile(store: Arc<TelemetryStore>, ctx: Shared) -> Result<Action
             apply(&ctx, &owner, &children, &wanted, (!again).then_some(name)).await.map(|()| say)
         }
     };
-    let say = match result {
-        Ok(say) => say,
-        Err(error @ Error::Foreign(..)) => Say::that(false, error.reason(), error.to_string()),
-        Err(error) => return Err(error),
+    let (say, refused) = match result {
+        Ok(say) => (say, None),
+        Err(error) => match error.blocked() {
+            // The schema that was made before serves meanwhile.
+            Some((reason, why)) => (Say::that(next.migrated.is_some(), reason, why), Some(error)),
+            None => return Err(error),
+        },
     };
     let busy = say.reason != "ready";
     maintained(&mut next, &children);
@@ -74,7 +77,11 @@ pub async fn reconcile(store: Arc<TelemetryStore>, ctx: Shared) -> Result<Action
         ctx.tell(&*store, &before.conditions, &next.conditions, "SchemaReady").await;
     }
     tell_pipelines(&store, &ctx);
-    Ok(Action::requeue(if busy { BUSY } else { REST }))
+    match refused {
+        // Less and less often: each try is a call.
+        Some(error @ Error::Api(_)) => Err(error),
+        _ => Ok(Action::requeue(if busy { BUSY } else { REST })),
+    }
 }
 
 async fn apply(

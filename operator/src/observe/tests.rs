@@ -145,3 +145,13 @@ fn why_a_retire_job_does_not_start_is_told_and_what_its_pod_said_of_itself_comes
     assert_eq!(told(&[waiting(), failed]).as_deref(), Some("broker_away"));
     assert_eq!(told(&[json!({"phase": "Running"})]), None);
 }
+
+#[test]
+fn a_deployment_that_makes_no_pod_says_why() {
+    let failure = json!({"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"});
+    let (place, live) =
+        object(Kind::Deployment, "worker", "plant-shard-0", json!({"status": {"conditions": [failure]}}));
+    let why = ("FailedCreate".to_owned(), "exceeded quota".to_owned());
+    assert_eq!(first([(place.clone(), Arc::clone(&live))], |_| None).unmade(), Some(why));
+    assert_eq!(first([(place, live), running("one")], |_| None).unmade(), None);
+}

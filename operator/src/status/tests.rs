@@ -1,0 +1,67 @@
+use std::collections::BTreeSet;
+
+use super::*;
+
+fn wish() -> Wish {
+    Wish::new(BTreeSet::from(["a/#".to_owned()]), false, 1, false)
+}
+
+fn shard(pod: Option<PodView>) -> ShardView {
+    ShardView {
+        shard: 0,
+        role: Role::Active,
+        keys: 1,
+        client_id: "plant-0".to_owned(),
+        pod,
+        unmade: None,
+        report: None,
+        settled: false,
+        rollout: Part::None,
+        retiring: false,
+        retire_failure: None,
+    }
+}
+
+fn said(wish: &Wish, shards: &[ShardView], blocked: Blocked) -> IngestPipelineStatus {
+    let facts = Facts {
+        name: "plant",
+        generation: Some(1),
+        wish,
+        replicas: 1,
+        scaling: None,
+        shards,
+        plan: (1, false),
+        blocked,
+        schema: Say::that(true, "ready", "schema 1"),
+    };
+    let now = Time("2026-01-01T00:00:00Z".parse().unwrap());
+    status(&IngestPipelineStatus::default(), &facts, &now)
+}
+
+fn condition<'a>(status: &'a IngestPipelineStatus, kind: &str) -> (&'a str, &'a str) {
+    let condition = conditions::get(&status.conditions, kind).unwrap();
+    (&condition.status, &condition.reason)
+}
+
+#[test]
+fn a_shard_that_has_no_pod_says_why_none_is_made() {
+    let failed = ("FailedCreate".to_owned(), "exceeded quota: small".to_owned());
+    let status = said(&wish(), &[ShardView { unmade: Some(failed), ..shard(None) }], None);
+    assert_eq!(condition(&status, "Ready"), ("False", "FailedCreate"));
+    assert_eq!(status.shards[0].reason.as_deref(), Some("FailedCreate"));
+    assert_eq!(condition(&said(&wish(), &[shard(None)], None), "Ready"), ("False", "starting"));
+}
+
+#[test]
+fn what_blocks_is_told_before_that_shards_start_and_after_what_is_wrong_with_one() {
+    let blocked = || Some(("api_forbidden".to_owned(), "exceeded quota: small".to_owned()));
+    let status = said(&wish(), &[shard(None)], blocked());
+    assert_eq!(condition(&status, "Ready"), ("False", "api_forbidden"));
+    assert_eq!(condition(&status, "Stalled"), ("True", "api_forbidden"));
+    let problem = Some(("ImagePullBackOff".to_owned(), "no such image".to_owned()));
+    let pod = PodView { problem, ..PodView::default() };
+    assert_eq!(
+        condition(&said(&wish(), &[shard(Some(pod))], blocked()), "Ready"),
+        ("False", "ImagePullBackOff")
+    );
+}
