@@ -45,7 +45,7 @@ impl Applier {
         Api::namespaced_with(self.client.clone(), namespace, &kind.resource())
     }
 
-    /// Makes the object if it is not there; else applies what differs, but to Jobs, which cannot change.
+    /// Makes the object if it is not there; else applies what differs; of Jobs only labels can change.
     /// Refuses what is not ours.
     pub async fn ensure(&self, namespace: &str, wanted: &Wanted, children: &Children) -> Result<(), Error> {
         let Some(live) = children.get(&(wanted.kind, wanted.name.clone())) else {
@@ -53,15 +53,18 @@ impl Applier {
         };
         let owners = wanted.object["metadata"].get("ownerReferences");
         require_ours(wanted, live, owners)?;
-        if wanted.kind == Kind::Job || live.metadata.deletion_timestamp.is_some() {
+        if live.metadata.deletion_timestamp.is_some() {
             return Ok(());
+        }
+        if wanted.kind == Kind::Job {
+            return if has_labels(wanted, live) { Ok(()) } else { self.relabel(namespace, wanted).await };
         }
         let is = json!(**live);
         if wanted.kind == Kind::ConfigMap {
             return self.replace(namespace, wanted, live, &is).await;
         }
         let digest = digest_of(&wanted.object);
-        if is_part(&wanted.object, &is) || self.is_same(live, &digest) {
+        if is_part(&wanted.object, &is) || (self.is_same(live, &digest) && has_labels(wanted, live)) {
             return Ok(());
         }
         let parameters = PatchParams::apply(MANAGER).force();
@@ -111,18 +114,23 @@ impl Applier {
             Err(kube::Error::Api(status)) if status.is_already_exists() => {
                 let live = api.get(&wanted.name).await?;
                 require_ours(wanted, &live, wanted.object["metadata"].get("ownerReferences"))?;
-                let changed = Error::Changed(wanted.kind, wanted.name.clone());
-                if live.labels().contains_key(names::MANAGED_BY) {
-                    return Err(changed);
+                if !has_labels(wanted, &live) {
+                    self.relabel(namespace, wanted).await?;
                 }
-                // Its label was taken away: no watch sees it.
-                let labels = json!({"metadata": {"labels": wanted.object["metadata"]["labels"]}});
-                api.patch(&wanted.name, &PatchParams::default(), &Patch::Merge(labels)).await?;
-                self.metrics.wrote(wanted.kind.as_str(), "patch");
-                Err(changed)
+                Err(Error::Changed(wanted.kind, wanted.name.clone()))
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Gives an object back the labels by which it is found.
+    async fn relabel(&self, namespace: &str, wanted: &Wanted) -> Result<(), Error> {
+        let labels = json!({"metadata": {"labels": wanted.object["metadata"]["labels"]}});
+        let api = self.api(wanted.kind, namespace);
+        let live = api.patch(&wanted.name, &PatchParams::default(), &Patch::Merge(labels)).await?;
+        self.metrics.wrote(wanted.kind.as_str(), "patch");
+        self.caches.wrote(wanted.kind, live);
+        Ok(())
     }
 
     /// Only if nobody wrote since it was read.
@@ -221,6 +229,10 @@ fn require_ours(wanted: &Wanted, live: &DynamicObject, owners: Option<&Value>) -
     if ours { Ok(()) } else { Err(Error::Foreign(wanted.kind, wanted.name.clone())) }
 }
 
+fn has_labels(wanted: &Wanted, live: &DynamicObject) -> bool {
+    is_part(&wanted.object["metadata"]["labels"], &json!(live.labels()))
+}
+
 /// Whether all that is wanted is there; the API server adds defaults.
 pub fn is_part(wanted: &Value, live: &Value) -> bool {
     match (wanted, live) {
@@ -246,7 +258,107 @@ fn is_nothing(value: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+
+    use http_body_util::BodyExt;
+    use hyper::{Method, Request, Response};
+    use kube::client::Body;
+    use tokio::sync::mpsc;
+
     use super::*;
+    use crate::caches::Triggers;
+
+    /// An applier on an API server that has one object, and takes every patch. Beside it the methods of its calls.
+    fn applier(has: Value) -> (Applier, Arc<Mutex<Vec<Method>>>) {
+        let (has, calls) = (Arc::new(Mutex::new(has)), Arc::new(Mutex::new(Vec::new())));
+        let log = Arc::clone(&calls);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (has, log) = (Arc::clone(&has), Arc::clone(&log));
+            async move {
+                let method = request.method().clone();
+                log.lock().unwrap().push(method.clone());
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let mut has = has.lock().unwrap();
+                let (code, answer) = match method {
+                    Method::POST => {
+                        (409, json!({"status": "Failure", "reason": "AlreadyExists", "code": 409}))
+                    }
+                    Method::PATCH => {
+                        let patch: Value = serde_json::from_slice(&body).unwrap();
+                        has["metadata"]["labels"] = patch["metadata"]["labels"].clone();
+                        (200, has.clone())
+                    }
+                    _ => (200, has.clone()),
+                };
+                let answer =
+                    Response::builder().status(code).body(Body::from(answer.to_string().into_bytes()));
+                Ok::<_, Infallible>(answer.unwrap())
+            }
+        });
+        let client = Client::new(service, "works");
+        let metrics = Metrics::new().unwrap();
+        let (pipelines, stores) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
+        let triggers = Triggers { pipelines, stores, metrics: metrics.clone() };
+        let (caches, _) = Caches::start(&client, None, &triggers);
+        (Applier::new(client, caches, metrics), calls)
+    }
+
+    #[tokio::test]
+    async fn an_object_that_lost_a_label_by_which_it_is_found_gets_it_back_and_is_found() {
+        let owners = json!([{"apiVersion": "x", "kind": "x", "name": "x", "uid": "1", "controller": true}]);
+        let labels = json!(names::of_shard("plant", "worker", 0));
+        let metadata = json!({"name": "plant-shard-0", "namespace": "works", "labels": labels, "ownerReferences": owners});
+        let object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata});
+        let wanted =
+            Wanted { kind: Kind::Deployment, name: "plant-shard-0".to_owned(), object: object.clone() };
+        for (label, value) in [
+            (names::MANAGED_BY, Value::Null),
+            (names::PIPELINE, Value::Null),
+            (names::PIPELINE, json!("other")),
+            (names::SHARD, json!("7")),
+        ] {
+            let mut live = object.clone();
+            live["metadata"]["uid"] = json!("2");
+            live["metadata"]["resourceVersion"] = json!("5");
+            live["metadata"]["labels"][label] = value.clone();
+            if value.is_null() {
+                live["metadata"]["labels"].as_object_mut().unwrap().remove(label);
+            }
+            let (applier, calls) = applier(live);
+            let children = |applier: &Applier| applier.caches.of(names::PIPELINE, "works", "plant").unwrap();
+            let first = applier.ensure("works", &wanted, &children(&applier)).await;
+            assert!(matches!(first, Err(Error::Changed(..))), "{first:?}");
+            let found = children(&applier);
+            assert_eq!(found.len(), 1, "{label}: {:?}", calls.lock().unwrap());
+            assert!(applier.ensure("works", &wanted, &found).await.is_ok());
+            assert_eq!(*calls.lock().unwrap(), [Method::POST, Method::GET, Method::PATCH], "{label}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_shard_of_a_job_and_of_an_object_that_reads_otherwise_is_put_right() {
+        for kind in [Kind::Job, Kind::Deployment] {
+            let metadata =
+                json!({"name": "x", "namespace": "works", "labels": names::of_shard("plant", "retire", 0)});
+            let resource = kind.resource();
+            let object = json!({"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "spec": {"cpu": "1000m"}});
+            let wanted = Wanted { kind, name: "x".to_owned(), object: object.clone() };
+            let mut live = object;
+            live["spec"]["cpu"] = json!("1");
+            (live["metadata"]["generation"], live["metadata"]["uid"]) = (json!(3), json!("2"));
+            let (applier, calls) = applier(live.clone());
+            let applied = (digest_of(&wanted.object), Some(3), Instant::now());
+            applier.same.lock().unwrap().insert("2".to_owned(), applied);
+            for (shard, patches) in [("0", 0), ("7", 1)] {
+                live["metadata"]["labels"][names::SHARD] = json!(shard);
+                let live: DynamicObject = serde_json::from_value(live.clone()).unwrap();
+                let children = Children::from([((kind, "x".to_owned()), Arc::new(live))]);
+                applier.ensure("works", &wanted, &children).await.unwrap();
+                assert_eq!(calls.lock().unwrap().len(), patches, "{kind:?} {shard}");
+            }
+        }
+    }
 
     #[test]
     fn defaults_that_the_server_adds_are_no_difference_and_edits_are() {
