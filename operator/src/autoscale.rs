@@ -213,8 +213,9 @@ fn clamp(spec: &Autoscaling, count: u32) -> u32 {
 /// The better count, whatever keeps it from being reached.
 fn wanted(spec: &Autoscaling, count: u32, seen: &Observed, work: &Work) -> u32 {
     let target = f64::from(spec.target_utilization) / 100.0;
-    // Of shards that do not tell it is assumed what changes least.
-    let silent = f64::from(count.saturating_sub(seen.loads.len() as u32));
+    // Of shards that do not tell it is assumed what changes least. Those without a key are not there at all.
+    let there = seen.keys.map_or(count, |keys| keys.min(count));
+    let silent = f64::from(there.saturating_sub(seen.loads.len() as u32));
     let so_many = |work: f64, target: f64| ((work / target).ceil() as u32).max(1);
     let (least, most) = (work.shards, work.shards + silent);
     if least > f64::from(count) * target * (1.0 + TOLERANCE) {

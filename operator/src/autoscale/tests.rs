@@ -271,6 +271,14 @@ fn what_keeps_the_count_low_has_a_word() {
 }
 
 #[test]
+fn shards_for_which_there_is_no_key_are_no_reason_to_keep_the_count() {
+    let mut memory = at(6);
+    let few = |_: i64, count: u32| Observed { keys: Some(2), ..seen(0.1, count.min(2)) };
+    let (counts, limited) = run(&spec(1, 9), &mut memory, (0, 3600), few);
+    assert_eq!((counts.last(), limited), (Some(&1), None), "{counts:?}");
+}
+
+#[test]
 fn a_limit_is_told_until_it_has_been_none_for_a_while() {
     let (spec, mut memory) = (spec(1, 2), at(2));
     let waver = |now: i64, count: u32| seen(if now % 2 == 0 { 1.7 } else { 1.4 }, count);
