@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
-use kube::api::Api;
+use kube::api::{Api, DynamicObject};
 use kube::runtime::controller::Action;
 use penstock_crds::{IngestPipeline, Manifest};
 
+use crate::caches::Children;
 use crate::children::{files, shared};
 use crate::conditions::Say;
 use crate::context::{Context, Times};
@@ -19,6 +20,7 @@ use crate::names;
 use crate::pipeline::{self, Work, act};
 use crate::plan::{Plan, Wish};
 use crate::resolve::{self, Resolved};
+use crate::status;
 
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -26,6 +28,9 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub async fn reconcile(work: &Work<'_>, ctx: &Context) -> Result<Action, Error> {
     if !work.pipeline.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) {
         return Ok(Action::await_change());
+    }
+    if work.pipeline.status.as_ref().is_some_and(status::has_ended) {
+        return finish(work, ctx, None).await;
     }
     let wish = Wish { ending: true, ..Wish::new(BTreeSet::new(), true, 0, false) };
     // A hand may have taken it.
@@ -36,8 +41,11 @@ pub async fn reconcile(work: &Work<'_>, ctx: &Context) -> Result<Action, Error> 
     let resolved = resolved(work);
     let seen = resolved.as_ref().map(|resolved| work.seen(&plan, resolved)).unwrap_or_default();
     let plan = plan.step(&wish, &seen);
+    let schema = Say { holds: None, reason: "ending".into(), message: "the pipeline is deleted".into() };
     if plan.shards.is_empty() {
-        return finish(work, ctx, None).await;
+        // Told before anything goes, so that the rest can be tried again: it is seen in the next reconcile.
+        pipeline::write_status(work, ctx, &wish, &[], &plan, None, schema).await?;
+        return Ok(Action::requeue(AGAIN));
     }
     let Some(resolved) = resolved else {
         return finish(work, ctx, Some((&plan, "nothing tells how to reach the broker and the database")))
@@ -50,7 +58,6 @@ pub async fn reconcile(work: &Work<'_>, ctx: &Context) -> Result<Action, Error> 
         return finish(work, ctx, Some((&plan, "its namespace ends, which takes no new Jobs"))).await;
     }
     let shards = pipeline::views(work, &plan, &wish, None);
-    let schema = Say { holds: None, reason: "ending".into(), message: "the pipeline is deleted".into() };
     let applied = apply(work, ctx, &resolved, &plan).await;
     let blocked = applied.as_ref().err().and_then(Error::blocked);
     let written = pipeline::write_status(work, ctx, &wish, &shards, &plan, blocked, schema).await;
@@ -120,14 +127,25 @@ async fn finish(work: &Work<'_>, ctx: &Context, left: Option<(&Plan, &str)>) -> 
     } else {
         ctx.say(work.pipeline, true, "retired", "all sessions are drained and ended".to_owned()).await;
     }
-    for ((kind, _), object) in work.children.iter().filter(|(key, _)| key.0 != Kind::Pod) {
-        ctx.applier.delete(*kind, object).await?;
+    for (kind, object) in leftovers(&work.owner.name, &work.children) {
+        ctx.applier.delete(kind, object).await?;
     }
     pipeline::set_finalizers(work.pipeline, ctx, &other_finalizers(work.pipeline)).await?;
     let uid = work.pipeline.uid().unwrap_or_default();
     ctx.last.forget(&uid);
     ctx.memories.forget(&uid);
     Ok(Action::await_change())
+}
+
+/// What goes with a pipeline; the plan last, which tells what sessions there are.
+fn leftovers<'a>(
+    pipeline: &str,
+    children: &'a Children,
+) -> impl Iterator<Item = (Kind, &'a DynamicObject)> + use<'a> {
+    let plan = (Kind::ConfigMap, files::plan_name(pipeline));
+    let last = children.get_key_value(&plan);
+    let rest = children.iter().filter(move |(key, _)| key.0 != Kind::Pod && **key != plan);
+    rest.chain(last).map(|((kind, _), object)| (*kind, &**object))
 }
 
 /// The finalizers but for ours.
@@ -160,6 +178,23 @@ mod tests {
         let metadata = json!({"name": "plant", "namespace": "works", "uid": "1", "deletionTimestamp": "2026-01-01T00:00:00Z"});
         pipeline.metadata = serde_json::from_value(metadata).unwrap();
         pipeline
+    }
+
+    #[test]
+    fn the_plan_goes_last_and_pods_go_with_what_made_them() {
+        let child = |(kind, name): (Kind, &str)| {
+            let object: DynamicObject = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+            ((kind, name.to_owned()), std::sync::Arc::new(object))
+        };
+        let all = [
+            (Kind::ConfigMap, "plant-plan"),
+            (Kind::ConfigMap, "plant-shard-0"),
+            (Kind::Job, "plant-retire-0"),
+            (Kind::Pod, "plant-retire-0-x"),
+        ];
+        let children = all.map(child).into();
+        let gone = leftovers("plant", &children).map(|(_, object)| object.name_any());
+        assert_eq!(gone.collect::<Vec<_>>(), ["plant-shard-0", "plant-retire-0", "plant-plan"]);
     }
 
     #[test]

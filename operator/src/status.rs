@@ -13,6 +13,9 @@ use crate::scaling::Scaling;
 /// The reason where nothing is wrong, but for the time that it takes.
 const STARTING: &str = "starting";
 
+/// The reason of a pipeline that is deleted.
+const ENDING: &str = "ending";
+
 /// A pod, as its status tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodView {
@@ -167,6 +170,13 @@ pub fn status(before: &IngestPipelineStatus, facts: &Facts<'_>, now: &Time) -> I
     next
 }
 
+/// Whether all sessions of a pipeline that is deleted have ended, by what was told of it last: true also when its
+/// plan is gone already.
+pub fn has_ended(status: &IngestPipelineStatus) -> bool {
+    let ready = conditions::get(&status.conditions, "Ready");
+    status.shards.is_empty() && ready.is_some_and(|ready| ready.reason == ENDING)
+}
+
 fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Say)> {
     let Facts { wish, shards, blocked, .. } = facts;
     let trouble =
@@ -181,7 +191,7 @@ fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Sa
     let behind = shards.iter().any(|shard| shard.role == Role::Active && !shard.settled);
     let (_, moving) = facts.plan;
     let ready_say = if wish.ending {
-        Say::that(false, "ending", format!("{leaving} sessions are drained and ended"))
+        Say::that(false, ENDING, format!("{leaving} sessions are drained and ended"))
     } else if wish.parked {
         Say::that(
             false,
@@ -254,7 +264,7 @@ fn says(facts: &Facts<'_>, ready: usize, wanted: usize) -> Vec<(&'static str, Sa
     } else {
         Say::that(true, "queue_full", format!("the queues of shards {} are full; they move", full.join(", ")))
     };
-    let suspended = if wish.parked {
+    let suspended = if wish.parked && !wish.ending {
         Say::that(true, "suspended", "by spec.suspend, or by spec.replicas: 0")
     } else {
         Say::that(false, "running", "not suspended")

@@ -65,3 +65,15 @@ fn what_blocks_is_told_before_that_shards_start_and_after_what_is_wrong_with_one
         ("False", "ImagePullBackOff")
     );
 }
+
+#[test]
+fn a_pipeline_that_is_deleted_is_not_suspended_and_its_end_is_told_when_no_session_is_left() {
+    let ending = Wish { ending: true, ..Wish::new(BTreeSet::new(), true, 0, false) };
+    let leaving = ShardView { role: Role::Leaving, ..shard(None) };
+    let status = said(&ending, &[leaving], None);
+    assert_eq!(condition(&status, "Suspended"), ("False", "running"));
+    assert_eq!(condition(&status, "Ready"), ("False", "ending"));
+    assert!(!has_ended(&status));
+    assert!(has_ended(&said(&ending, &[], None)));
+    assert!(!has_ended(&said(&wish(), &[], None)) && !has_ended(&IngestPipelineStatus::default()));
+}
