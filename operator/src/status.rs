@@ -308,7 +308,16 @@ fn without_numbers(status: &IngestPipelineStatus) -> IngestPipelineStatus {
     for shard in &mut status.shards {
         (shard.rate, shard.fill, shard.lag, shard.limited_by) = (0, 0, String::new(), None);
     }
+    for condition in &mut status.conditions {
+        condition.message = without_measures(&condition.message);
+    }
     status
+}
+
+/// Without words such as `31.5`, by which a worker says for how long something has been so.
+fn without_measures(text: &str) -> String {
+    let is_measure = |word: &&str| word.contains('.') && word.parse::<f64>().is_ok();
+    text.split(' ').filter(|word| !is_measure(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// Two digits: a number that moves less than that is not written.

@@ -36,7 +36,7 @@
 # Touching a pod makes the kubelet bring it a new plan.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, patch]
+  verbs: [list, watch, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
@@ -57,7 +57,7 @@
 {{- define "penstock.releaseRules" -}}
 - apiGroups: [penstock.dev]
   resources: [ingestpipelines]
-  verbs: [get, list, patch]
+  verbs: [list, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
@@ -78,7 +78,7 @@ kind: {{ .kind }}
 metadata:
   name: {{ .name }}
   {{- with .namespace }}
-  namespace: {{ . }}
+  namespace: {{ . | quote }}
   {{- end }}
   labels: {{- include "penstock.labels" .root | nindent 4 }}
   {{- with .annotations }}
@@ -92,7 +92,7 @@ kind: {{ .kind }}Binding
 metadata:
   name: {{ .name }}
   {{- with .namespace }}
-  namespace: {{ . }}
+  namespace: {{ . | quote }}
   {{- end }}
   labels: {{- include "penstock.labels" .root | nindent 4 }}
   {{- with .annotations }}
@@ -100,5 +100,5 @@ metadata:
   {{- end }}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: {{ .kind }}, name: {{ .name }}}
 subjects:
-- {kind: ServiceAccount, name: {{ .account }}, namespace: {{ .root.Release.Namespace }}}
+- {kind: ServiceAccount, name: {{ .account }}, namespace: {{ .root.Release.Namespace | quote }}}
 {{- end }}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::api::DynamicObject;
+use penstock_crds::report::WorkerStatus;
 
 use super::{ShardFiles, Work};
 use crate::children::{Wanted, files, job, shard, shared};
@@ -19,6 +20,8 @@ use crate::turns;
 
 /// A pod is asked again to look at its files.
 const NUDGE: Duration = Duration::from_secs(3);
+/// One that follows no files yet.
+const NUDGE_WAITING: Duration = Duration::from_secs(30);
 
 /// The Deployments of the shards that stay, and how far a changed template of theirs may go.
 pub(super) struct Workers {
@@ -125,6 +128,16 @@ fn stops(pod: &DynamicObject) -> bool {
     pod.metadata.deletion_timestamp.is_some()
 }
 
+/// After how long a pod is asked again, if it does not follow these files.
+fn pause(report: &WorkerStatus, digest: &str) -> Option<Duration> {
+    match &*report.manifest {
+        followed if followed == digest => None,
+        // It has none that it can follow: a Secret is missing, and no new file helps.
+        "" => Some(NUDGE_WAITING),
+        _ => Some(NUDGE),
+    }
+}
+
 /// Pods that do not follow their newest files are asked to look, again and again.
 async fn nudge(
     work: &Work<'_>,
@@ -139,9 +152,9 @@ async fn nudge(
             continue;
         };
         for (pod, report) in &objects.pods {
-            let behind = report.as_ref().is_some_and(|report| report.manifest != *digest);
+            let Some(pause) = report.as_ref().and_then(|report| pause(report, digest)) else { continue };
             let uid = pod.uid().unwrap_or_default();
-            if behind && !stops(pod) && ctx.last.is_due(format!("{uid}/{digest}"), NUDGE) {
+            if !stops(pod) && ctx.last.is_due(format!("{uid}/{digest}"), pause) {
                 let mark = format!("{digest}-{}", k8s_openapi::jiff::Timestamp::now().as_millisecond());
                 ctx.applier.nudge(pod, &mark).await?;
             }
@@ -157,4 +170,18 @@ pub async fn prune(work: &Work<'_>, ctx: &Context, keep: &BTreeSet<(Kind, String
         ctx.applier.delete(*kind, object).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_waits_for_a_secret_is_asked_seldom_to_look_at_its_files() {
+        let follows = |digest: &str| WorkerStatus { manifest: digest.to_owned(), ..WorkerStatus::default() };
+        assert_eq!(pause(&follows("new"), "new"), None);
+        assert_eq!(pause(&follows("old"), "new"), Some(NUDGE));
+        let waits = WorkerStatus::not_ready("secret_missing", "mqtt/password".to_owned());
+        assert!(pause(&waits, "new") >= Some(NUDGE * 10));
+    }
 }

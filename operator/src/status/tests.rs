@@ -77,3 +77,17 @@ fn a_pipeline_that_is_deleted_is_not_suspended_and_its_end_is_told_when_no_sessi
     assert!(has_ended(&said(&ending, &[], None)));
     assert!(!has_ended(&said(&wish(), &[], None)) && !has_ended(&IngestPipelineStatus::default()));
 }
+
+#[test]
+fn a_number_that_grows_in_a_text_is_no_reason_to_write_a_status() {
+    let stuck = |why: &str| {
+        let report = WorkerStatus::not_ready("queue_stuck", why.to_owned());
+        said(&wish(), &[ShardView { report: Some(report), ..shard(Some(PodView::default())) }], None)
+    };
+    let before = stuck("its oldest delivery has waited 31.5 s for a commit");
+    let later = stuck("its oldest delivery has waited 33.0 s for a commit");
+    assert!(before != later && !differs(&before, &later), "{before:?}");
+    assert!(differs(&before, &stuck("its newest delivery has waited 31.5 s for a commit")));
+    assert!(differs(&stuck("no such image: penstock:0.1.0"), &stuck("no such image: penstock:0.1.1")));
+    assert!(differs(&stuck("3 messages"), &stuck("4 messages")));
+}
