@@ -348,8 +348,8 @@ mod tests {
             live["spec"]["cpu"] = json!("1");
             (live["metadata"]["generation"], live["metadata"]["uid"]) = (json!(3), json!("2"));
             let (applier, calls) = applier(live.clone());
-            let applied = (digest_of(&wanted.object), Some(3), Instant::now());
-            applier.same.lock().unwrap().insert("2".to_owned(), applied);
+            let before = (digest_of(&wanted.object), Some(3), Instant::now());
+            applier.same.lock().unwrap().insert("2".to_owned(), before);
             for (shard, patches) in [("0", 0), ("7", 1)] {
                 live["metadata"]["labels"][names::SHARD] = json!(shard);
                 let live: DynamicObject = serde_json::from_value(live.clone()).unwrap();

@@ -4,8 +4,11 @@ use serde_json::json;
 use super::*;
 use crate::caches::WorkerPod;
 
+/// A child, and where it is found.
+type Child = ((Kind, String), Arc<DynamicObject>);
+
 /// Of the first shard of `works/plant`.
-fn object(kind: Kind, component: &str, name: &str, rest: Value) -> ((Kind, String), Arc<DynamicObject>) {
+fn object(kind: Kind, component: &str, name: &str, rest: &Value) -> Child {
     let resource = kind.resource();
     let mut object = json!({
         "apiVersion": resource.api_version,
@@ -19,34 +22,34 @@ fn object(kind: Kind, component: &str, name: &str, rest: Value) -> ((Kind, Strin
     ((kind, name.to_owned()), Arc::new(serde_json::from_value(object).unwrap()))
 }
 
-fn deployment() -> ((Kind, String), Arc<DynamicObject>) {
+fn deployment() -> Child {
     let status = json!({"observedGeneration": 1, "updatedReplicas": 1, "replicas": 1});
-    object(Kind::Deployment, "worker", "plant-shard-0", json!({"status": status}))
+    object(Kind::Deployment, "worker", "plant-shard-0", &json!({"status": status}))
 }
 
-fn running(name: &str) -> ((Kind, String), Arc<DynamicObject>) {
+fn running(name: &str) -> Child {
     let status = json!({
         "phase": "Running", "podIP": "10.0.0.7",
         "conditions": [{"type": "Ready", "status": "True"}],
         "containerStatuses": [{"state": {"running": {}}}],
     });
-    object(Kind::Pod, "worker", name, json!({"status": status}))
+    object(Kind::Pod, "worker", name, &json!({"status": status}))
 }
 
 /// No ReplicaSet deletes such a pod, and each has made another for it.
-fn evicted(name: &str) -> ((Kind, String), Arc<DynamicObject>) {
+fn evicted(name: &str) -> Child {
     let status = json!({"phase": "Failed", "reason": "Evicted", "podIP": "10.0.0.7"});
-    object(Kind::Pod, "worker", name, json!({"status": status}))
+    object(Kind::Pod, "worker", name, &json!({"status": status}))
 }
 
 /// What a worker says that consumes this shard.
-fn consumes(shard: &str) -> Option<WorkerStatus> {
+fn consumes(shard: &str) -> WorkerStatus {
     let lease = LeaseStatus { held: true, ..LeaseStatus::default() };
-    Some(WorkerStatus { shard: shard.to_owned(), ready: true, lease, ..WorkerStatus::default() })
+    WorkerStatus { shard: shard.to_owned(), ready: true, lease, ..WorkerStatus::default() }
 }
 
 fn first(
-    children: impl IntoIterator<Item = ((Kind, String), Arc<DynamicObject>)>,
+    children: impl IntoIterator<Item = Child>,
     answer: impl Fn(&str) -> Option<WorkerStatus>,
 ) -> ShardObjects {
     shards("plant", &children.into_iter().collect(), answer).remove(&0).unwrap_or_default()
@@ -60,13 +63,13 @@ fn wanted() -> Wanted {
 #[test]
 fn a_pod_that_was_evicted_holds_up_no_rollout_and_no_end_of_its_shard() {
     let seen = first([deployment(), evicted("old"), running("new")], |uid| {
-        (uid == "new").then(|| consumes("works/plant/0")).flatten()
+        (uid == "new").then(|| consumes("works/plant/0"))
     });
     let rollout = seen.rollout(&wanted());
     assert!(rollout.finished && !rollout.turning, "{rollout:?}");
     assert_eq!(seen.pod().map(|pod| pod.name).as_deref(), Some("new"));
     assert!(!first([evicted("old")], |_| None).has_worker(), "its session is nobody's");
-    let asked = |pod: ((Kind, String), Arc<DynamicObject>)| WorkerPod::of(&pod.1).is_some();
+    let asked = |pod: Child| WorkerPod::of(&pod.1).is_some();
     assert_eq!((asked(running("new")), asked(evicted("old"))), (true, false));
 }
 
@@ -75,7 +78,7 @@ fn what_another_shards_worker_says_at_an_address_that_was_given_anew_is_not_hear
     for (shard, heard) in
         [("works/plant/0", true), ("", true), ("works/plant/1", false), ("yard/plant/0", false)]
     {
-        let seen = first([deployment(), running("one")], |_| consumes(shard));
+        let seen = first([deployment(), running("one")], |_| Some(consumes(shard)));
         assert_eq!(seen.report().is_some(), heard, "{shard}");
     }
 }
@@ -87,15 +90,15 @@ fn retire(template: &str) -> Wanted {
     Wanted { kind: Kind::Job, name: job::retire_name("plant", 0), object }
 }
 
-fn job(template: &str, status: Value) -> ((Kind, String), Arc<DynamicObject>) {
-    let ((kind, name), job) = object(Kind::Job, "retire", "plant-retire-0", json!({"status": status}));
+fn job(template: &str, status: &Value) -> Child {
+    let ((kind, name), job) = object(Kind::Job, "retire", "plant-retire-0", &json!({"status": status}));
     let mut job = Arc::unwrap_or_clone(job);
     job.annotations_mut().insert(names::TEMPLATE.to_owned(), template.to_owned());
     ((kind, name), Arc::new(job))
 }
 
-fn retire_pod(status: Value) -> ((Kind, String), Arc<DynamicObject>) {
-    object(Kind::Pod, "retire", "plant-retire-0-x", json!({"status": status}))
+fn retire_pod(status: &Value) -> Child {
+    object(Kind::Pod, "retire", "plant-retire-0-x", &json!({"status": status}))
 }
 
 fn waiting() -> Value {
@@ -118,9 +121,9 @@ fn a_retire_job_that_cannot_start_is_made_anew_when_what_is_wanted_changes_and_o
         (json!({"succeeded": 1}), None, false),
         (json!({"active": 1, "failed": 1}), Some(ended(1)), true),
     ] {
-        let pod = pod_says.clone().map(retire_pod);
+        let pod = pod_says.as_ref().map(retire_pod);
         let seen = |template: &str| {
-            first([Some(job(template, job_says.clone())), pod.clone()].into_iter().flatten(), |_| None)
+            first([Some(job(template, &job_says)), pod.clone()].into_iter().flatten(), |_| None)
         };
         assert_eq!(seen("old").drops_retire(&retire("new")), drops, "{job_says} {pod_says:?}");
         assert!(!seen("new").drops_retire(&retire("new")), "{job_says} {pod_says:?}");
@@ -131,10 +134,10 @@ fn a_retire_job_that_cannot_start_is_made_anew_when_what_is_wanted_changes_and_o
 fn why_a_retire_job_does_not_start_is_told_and_what_its_pod_said_of_itself_comes_first() {
     let told = |pods: &[Value]| {
         let pods = (0..).zip(pods).map(|(number, status): (u32, _)| {
-            let ((kind, name), pod) = retire_pod(status.clone());
+            let ((kind, name), pod) = retire_pod(status);
             ((kind, format!("{name}{number}")), pod)
         });
-        let seen = first(pods.chain([job("as wanted", json!({"active": 1}))]), |_| None);
+        let seen = first(pods.chain([job("as wanted", &json!({"active": 1}))]), |_| None);
         seen.retire_failure().map(|(reason, _)| reason)
     };
     let message = r#"{"error": {"reason": "broker_away", "message": "no route"}}"#;
@@ -150,7 +153,7 @@ fn why_a_retire_job_does_not_start_is_told_and_what_its_pod_said_of_itself_comes
 fn a_deployment_that_makes_no_pod_says_why() {
     let failure = json!({"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"});
     let (place, live) =
-        object(Kind::Deployment, "worker", "plant-shard-0", json!({"status": {"conditions": [failure]}}));
+        object(Kind::Deployment, "worker", "plant-shard-0", &json!({"status": {"conditions": [failure]}}));
     let why = ("FailedCreate".to_owned(), "exceeded quota".to_owned());
     assert_eq!(first([(place.clone(), Arc::clone(&live))], |_| None).unmade(), Some(why));
     assert_eq!(first([(place, live), running("one")], |_| None).unmade(), None);
