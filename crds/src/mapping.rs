@@ -13,7 +13,7 @@ use crate::validate::Errors;
 
 /// Most levels of a pointer: a message is read once for each.
 const MAX_LEVELS: usize = 16;
-/// Longest pointer, in bytes.
+/// Longest pointer, in characters, as the API server counts.
 const MAX_POINTER: usize = 500;
 /// Longest name of a point and longest unit, in bytes.
 const MAX_NAME: usize = 255;
@@ -50,8 +50,8 @@ impl FromStr for Pointer {
         }
         let levels: Vec<String> =
             rest.split('/').map(|level| level.replace("~1", "/").replace("~0", "~")).collect();
-        if text.len() > MAX_POINTER || levels.len() > MAX_LEVELS {
-            return wrong(&format!("write at most {MAX_POINTER} bytes and {MAX_LEVELS} levels"));
+        if text.chars().count() > MAX_POINTER || levels.len() > MAX_LEVELS {
+            return wrong(&format!("write at most {MAX_POINTER} characters and {MAX_LEVELS} levels"));
         }
         Ok(Self { text: text.to_owned(), levels })
     }
@@ -81,7 +81,8 @@ impl JsonSchema for Pointer {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^(/([^~/]|~[01])*)*$", "maxLength": MAX_POINTER })
+        let pattern = format!("^(/([^~/]|~[01])*){{0,{MAX_LEVELS}}}$");
+        json_schema!({ "type": "string", "pattern": pattern, "maxLength": MAX_POINTER })
     }
 }
 
@@ -350,6 +351,10 @@ mod tests {
             assert!(error.contains(remedy), "{error}");
         }
         assert!("/a".repeat(17).parse::<Pointer>().is_err());
+        assert!("/a".repeat(16).parse::<Pointer>().is_ok());
+        // The API server counts characters.
+        assert!(format!("/{}", "ä".repeat(499)).parse::<Pointer>().is_ok());
+        assert!(format!("/{}", "ä".repeat(500)).parse::<Pointer>().is_err());
     }
 
     proptest! {

@@ -55,8 +55,8 @@ impl FromStr for Size {
             "Ti" => 1 << 40,
             _ => return Err(wrong()),
         };
-        let bytes = number.checked_mul(factor).ok_or_else(wrong)?;
-        Ok(Self { text: text.to_owned(), bytes })
+        // The API server takes what 64 bits do not hold: it means as much as there is.
+        Ok(Self { text: text.to_owned(), bytes: number.saturating_mul(factor) })
     }
 }
 
@@ -94,11 +94,19 @@ mod tests {
 
     #[test]
     fn units_mean_what_kubernetes_says() {
-        for (text, bytes) in [("4096", 4096), ("500k", 500_000), ("1Mi", 1 << 20), ("10Gi", 10 << 30)] {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("500k", 500_000),
+            ("1Mi", 1 << 20),
+            ("10Gi", 10 << 30),
+            ("16777215Ti", 16_777_215 << 40),
+            ("16777216Ti", u64::MAX),
+            ("999999999999999Ti", u64::MAX),
+        ] {
             let size: Size = text.parse().unwrap();
             assert_eq!((size.bytes(), size.to_string()), (bytes, text.to_owned()));
         }
-        for text in ["", "Mi", "1mb", "1.5Gi", "-1", "99999999999Ti"] {
+        for text in ["", "Mi", "1mb", "1.5Gi", "-1", "99999999999999999999"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
     }
