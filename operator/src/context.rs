@@ -15,6 +15,7 @@ use crate::caches::{Caches, Triggers};
 use crate::conditions;
 use crate::metrics::Metrics;
 use crate::poller::Reports;
+use crate::readable::Unreadable;
 use crate::resolve::Config;
 use crate::scaling::Memories;
 use crate::turns::{Name, Turns};
@@ -38,6 +39,8 @@ pub struct Context {
     pub pipelines: OnceLock<Store<IngestPipeline>>,
     /// Stores; set when their controller is made.
     pub stores: OnceLock<Store<TelemetryStore>>,
+    /// Pipelines and stores that cannot be read now.
+    pub unreadable: Arc<Unreadable>,
     /// Writes children.
     pub applier: Applier,
     /// What workers say.

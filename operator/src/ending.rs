@@ -149,7 +149,7 @@ fn leftovers<'a>(
 }
 
 /// The finalizers but for ours.
-pub fn other_finalizers(pipeline: &IngestPipeline) -> Vec<String> {
+pub fn other_finalizers(pipeline: &impl ResourceExt) -> Vec<String> {
     let all = pipeline.finalizers().iter();
     all.filter(|finalizer| *finalizer != names::FINALIZER).cloned().collect()
 }

@@ -27,6 +27,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod poller;
 pub mod preview;
+pub mod readable;
 pub mod release;
 pub mod resolve;
 pub mod rollout;

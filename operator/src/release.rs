@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::core::DeserializeGuard;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::{Client, ResourceExt};
 use penstock_crds::IngestPipeline;
@@ -28,6 +29,9 @@ pub enum ReleaseError {
     StillThere,
 }
 
+/// A pipeline, though its spec cannot be read: its finalizers can.
+type Pipeline = DeserializeGuard<IngestPipeline>;
+
 /// Stops the operator, and removes its finalizer from all pipelines.
 pub async fn release(
     client: &Client,
@@ -38,7 +42,7 @@ pub async fn release(
     stop(client, own_namespace, deployment).await?;
     let reporter = Reporter { controller: "penstock".to_owned(), instance: std::env::var("POD_NAME").ok() };
     let recorder = Recorder::new(client.clone(), reporter);
-    let scopes: Vec<Api<IngestPipeline>> = if namespaces.is_empty() {
+    let scopes: Vec<Api<Pipeline>> = if namespaces.is_empty() {
         vec![Api::all(client.clone())]
     } else {
         namespaces.iter().map(|namespace| Api::namespaced(client.clone(), namespace)).collect()
@@ -50,13 +54,18 @@ pub async fn release(
                 continue;
             }
             let namespace = pipeline.namespace().unwrap_or_default();
-            let own: Api<IngestPipeline> = Api::namespaced(client.clone(), &namespace);
+            let own: Api<Pipeline> = Api::namespaced(client.clone(), &namespace);
             let patch = json!({"metadata": {"finalizers": rest}});
             own.patch(&pipeline.name_any(), &PatchParams::default(), &Patch::Merge(patch))
                 .await
                 .map_err(Box::new)?;
-            let shards = pipeline.status.iter().flat_map(|status| &status.shards);
-            let ids = client_ids(&pipeline, shards.filter_map(|shard| u32::try_from(shard.shard).ok()));
+            let ids = match &pipeline.0 {
+                Ok(pipeline) => {
+                    let shards = pipeline.status.iter().flat_map(|status| &status.shards);
+                    client_ids(pipeline, shards.filter_map(|shard| u32::try_from(shard.shard).ok()))
+                }
+                Err(error) => format!("it cannot be read, so its client ids are not known: {error}"),
+            };
             let note = format!(
                 "the operator is uninstalled: the workers go on, and nobody ends their sessions when this pipeline is deleted: {ids}"
             );

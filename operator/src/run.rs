@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use futures_util::{StreamExt, TryFuture};
 use kube::api::Api;
+use kube::core::DeserializeGuard;
+use kube::core::error_boundary::InvalidObject;
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::store::Writer;
@@ -19,13 +21,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::apply::Applier;
-use crate::caches::{Caches, PAGE, Triggers};
+use crate::caches::{Caches, Triggers};
 use crate::context::{Context, Shared};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::poller::{self, Reports};
 use crate::resolve::Config;
-use crate::{pipeline, store};
+use crate::{pipeline, readable, store};
 
 /// Reconciles of a kind at a time.
 const AT_ONCE: u16 = 8;
@@ -73,6 +75,7 @@ pub async fn run(
         recorder: Recorder::new(client.clone(), reporter),
         pipelines: OnceLock::new(),
         stores: OnceLock::new(),
+        unreadable: Arc::default(),
         failures: crate::context::Strikes::default(),
         last: crate::context::Times::default(),
         turns: crate::turns::Turns::default(),
@@ -124,7 +127,7 @@ async fn forget<T>(asked: &mut mpsc::UnboundedReceiver<T>, metrics: &Metrics) {
 }
 
 fn controller<K>(
-    context: &Context,
+    context: &Shared,
     namespace: Option<&str>,
     asked: mpsc::UnboundedReceiver<ObjectRef<K>>,
     store: &OnceLock<Store<K>>,
@@ -140,7 +143,7 @@ where
         + Sync
         + 'static,
 {
-    let api: Api<K> = match namespace {
+    let api: Api<DeserializeGuard<K>> = match namespace {
         Some(namespace) => Api::namespaced(context.client.clone(), namespace),
         None => Api::all(context.client.clone()),
     };
@@ -149,9 +152,9 @@ where
     let mut stop = stop.clone();
     let writer = Writer::default();
     let (reader, listed) = (writer.as_reader(), context.listed.clone());
-    let objects = watcher(api, watcher::Config::default().page_size(PAGE))
-        .modify(|object| object.meta_mut().managed_fields = None)
-        .reflect(writer)
+    let told = Arc::clone(context);
+    let tell = move |object: &DeserializeGuard<K>, error: &InvalidObject| tell(&told, object, error);
+    let objects = readable::events(api, writer, Arc::clone(&context.unreadable), tell)
         .inspect(move |event| {
             if matches!(event, Ok(watcher::Event::InitDone)) {
                 listed.send_modify(is_listed);
@@ -168,6 +171,18 @@ where
     controller
 }
 
+/// Says that an object cannot be read. The watch does not wait for its Event.
+fn tell<K>(context: &Shared, object: &DeserializeGuard<K>, error: &InvalidObject)
+where
+    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
+{
+    let (kind, name) = (K::kind(&()).into_owned(), object.name_any());
+    tracing::error!(kind, name, namespace = object.namespace(), %error, "an object cannot be read, and is left alone");
+    let note = format!("it cannot be read, and is left alone until it is corrected: {error}");
+    let (context, object) = (Arc::clone(context), object.clone());
+    tokio::spawn(async move { context.say(&object, false, "unreadable", note).await });
+}
+
 async fn drive<K, F>(controller: Controller<K>, context: &Shared, reconcile: fn(Arc<K>, Shared) -> F)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
@@ -179,6 +194,10 @@ where
         async move {
             context.known().await;
             let (started, uid, name) = (Instant::now(), object.uid().unwrap_or_default(), object.name_any());
+            // It would be reconciled as it was, and no answer of the API server could be read.
+            if context.unreadable.has(&uid) {
+                return Ok(Action::await_change());
+            }
             context.metrics.running.inc();
             let result = reconcile(Arc::clone(&object), Arc::clone(&context)).await;
             context.metrics.running.dec();
