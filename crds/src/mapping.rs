@@ -15,7 +15,7 @@ use crate::validate::Errors;
 const MAX_LEVELS: usize = 16;
 /// Longest pointer, in characters, as the API server counts.
 const MAX_POINTER: usize = 500;
-/// Longest name of a point and longest unit, in bytes.
+/// Longest name of a point and longest unit, likewise.
 const MAX_NAME: usize = 255;
 const MAX_UNIT: usize = 64;
 
@@ -183,13 +183,13 @@ fn is_whole(pointer: &Pointer) -> bool {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Point {
     /// The point's name.
-    #[schemars(length(min = 1, max = 255))]
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^\P{Cc}+$"))]
     pub name: String,
     /// Where the value is.
     pub pointer: Pointer,
     /// Its unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[^\x00]+$"))]
     pub unit: Option<String>,
     /// What the value must be; by default what JSON says it is.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
@@ -211,6 +211,11 @@ pub enum ValueType {
     Bool,
     /// A JSON string.
     Text,
+}
+
+/// Whether a name or unit is there and no longer than that.
+fn fits(text: &str, most: usize) -> bool {
+    (1..=most).contains(&text.chars().count())
 }
 
 /// What is wrong with a mapping. `receive_time`: a message without a time is stored.
@@ -238,8 +243,12 @@ pub(crate) fn check(mapping: &Mapping, receive_time: bool, path: &str, errors: &
     let mut names = std::collections::BTreeSet::new();
     for (index, point) in mapping.points.iter().enumerate() {
         let at = at(&format!("points[{index}]"));
-        if point.name.is_empty() || point.name.len() > MAX_NAME || point.name.chars().any(char::is_control) {
-            errors.add(format!("{at}.name"), "is no name", "write 1 to 255 bytes without control characters");
+        if !fits(&point.name, MAX_NAME) || point.name.chars().any(char::is_control) {
+            errors.add(
+                format!("{at}.name"),
+                "is no name",
+                "write 1 to 255 characters, none of them a control character",
+            );
         } else if !names.insert(&point.name) {
             errors.add(
                 format!("{at}.name"),
@@ -247,8 +256,8 @@ pub(crate) fn check(mapping: &Mapping, receive_time: bool, path: &str, errors: &
                 "name each point once",
             );
         }
-        if point.unit.as_ref().is_some_and(|unit| unit.len() > MAX_UNIT || unit.contains('\0')) {
-            errors.add(format!("{at}.unit"), "is too long", "write at most 64 bytes, without NUL");
+        if point.unit.as_ref().is_some_and(|unit| !fits(unit, MAX_UNIT) || unit.contains('\0')) {
+            errors.add(format!("{at}.unit"), "is no unit", "write 1 to 64 characters, without NUL");
         }
         number_only(point.value_type, point.scale, point.offset, &at, errors);
     }
@@ -307,8 +316,8 @@ pub(crate) fn check_subscription(
     if time_field.is_some() && *format != Fields {
         errors.add(at("timeField"), "is given, but the format is not Fields", "remove it");
     }
-    if time_field.as_ref().is_some_and(|field| field.is_empty() || field.len() > MAX_NAME) {
-        errors.add(at("timeField"), "is no name", "write 1 to 255 bytes");
+    if time_field.as_ref().is_some_and(|field| !fits(field, MAX_NAME)) {
+        errors.add(at("timeField"), "is no name", "write 1 to 255 characters");
     }
     match (time_unit, format) {
         (Some(TimeUnit::Rfc3339), InfluxLine) => errors.add(

@@ -50,6 +50,7 @@ use crate::{Duration, Size, rules};
 #[x_kube(validation = rules::sharding_stays())]
 #[x_kube(validation = rules::tenants_are_listed())]
 #[x_kube(validation = rules::tenants_are_divided())]
+#[x_kube(validation = rules::tenants_are_levels())]
 #[x_kube(validation = rules::filters_can_be_divided())]
 #[x_kube(validation = rules::shared_sessions_end_soon())]
 #[x_kube(validation = rules::shared_is_version_5())]
@@ -106,7 +107,8 @@ pub struct Sharding {
     /// What a shard owns: filters (`Topic`), tenants (`Tenant`), or nothing, and the broker divides
     /// (`Shared`). It cannot change.
     pub by: ShardBy,
-    /// The tenants to divide, with `by: Tenant`. The filters then have a '+' at the layout's `{tenant}`.
+    /// The tenants to divide, with `by: Tenant`. The filters then have a '+' at the layout's `{tenant}`,
+    /// and those of Sparkplug at the group.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000), inner(length(min = 1, max = 255)))]
     pub tenants: Vec<String>,

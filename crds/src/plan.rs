@@ -46,7 +46,7 @@ impl ShardPlan {
                 tenants
                     .flat_map(|tenant| all.iter().map(move |subscription| (tenant, subscription)))
                     .filter_map(|(tenant, subscription)| {
-                        Some(with(layout.filter_of_tenant(&subscription.filter, tenant)?, subscription))
+                        Some(with(layout.filter_of_tenant(subscription, tenant)?, subscription))
                     })
                     .collect()
             }
@@ -194,6 +194,19 @@ mod tests {
         ] {
             assert_ne!(digest_with(&[(old, new)]), whole, "{new}");
         }
+    }
+
+    #[test]
+    fn a_shard_subscribes_its_tenants_by_the_layout_and_as_groups_of_sparkplug() {
+        let text = EXAMPLE
+            .replace("traksense/+/+/+/ack\"", "spBv1.0/+/#\", format: SparkplugB")
+            .replace("  sink:", "  sharding: {by: Tenant, tenants: [acme, umbrella]}\n  sink:");
+        let spec = Manifest::parse(&text).unwrap().pipeline.spec;
+        let plan = ShardPlan { generation: 1, shard: 0, keys: vec!["acme".to_owned(), "gone".to_owned()] };
+        let filters = plan.subscriptions(&spec, "group").into_iter().map(|subscription| subscription.filter);
+        let mut filters: Vec<_> = filters.collect();
+        filters.sort();
+        assert_eq!(filters, ["spBv1.0/acme/#", "traksense/acme/+/+/event", "traksense/acme/+/+/telem"]);
     }
 
     #[test]

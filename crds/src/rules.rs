@@ -21,6 +21,9 @@ const DURATION: &str = "^[0-9]{1,9}(ms|s|m|h|d)$";
 /// Text of a size.
 const SIZE: &str = "^[0-9]{1,15}(k|M|G|T|Ki|Mi|Gi|Ti)?$";
 
+/// What may be a level of a topic.
+const LEVEL: &str = r"r'^[^+#/\p{Cc}]+$'";
+
 const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
@@ -47,6 +50,10 @@ fn between(field: &str, least: u64, most: u64) -> String {
 fn shorter(a: &str, b: &str) -> String {
     format!("!{a}.matches('{DURATION}') || !{b}.matches('{DURATION}') || {} < {}", millis(a), millis(b))
 }
+
+/// A URL's port, if it names one.
+const GOOD_PORT: &str =
+    "(url(self).getPort() == '' || (url(self).getPort().size() <= 5 && int(url(self).getPort()) <= 65535))";
 
 pub(crate) fn duration() -> Rule {
     rule(

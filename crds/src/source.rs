@@ -175,6 +175,17 @@ pub struct Subscription {
     pub mapping: Option<Mapping>,
 }
 
+impl Subscription {
+    /// Whether it brings Sparkplug B, as far as it says so. Where the format is `Auto`, a wider filter may
+    /// bring it too.
+    pub fn is_sparkplug(&self) -> bool {
+        match self.format {
+            Format::Auto => self.filter.starts_with("spBv1.0/"),
+            format => format == Format::SparkplugB,
+        }
+    }
+}
+
 /// Format of payloads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Format {

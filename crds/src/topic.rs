@@ -1,5 +1,10 @@
 //! Topic filters and layouts (MQTT-4.7).
 
+use crate::source::Subscription;
+
+/// The level of Sparkplug's topics that is the group, which is the tenant: `spBv1.0/{group}/…`.
+const GROUP: usize = 1;
+
 /// What is wrong with a topic filter, and what would be right.
 pub fn check_filter(filter: &str) -> Result<(), (String, String)> {
     let wrong = |problem: &str, remedy: &str| Err((problem.to_owned(), remedy.to_owned()));
@@ -121,10 +126,15 @@ impl Layout {
         self.levels.contains(&Level::Tenant)
     }
 
-    /// The filter with the tenant's level replaced by the tenant, if it can be: where it is `+`.
-    pub fn filter_of_tenant(&self, filter: &str, tenant: &str) -> Option<String> {
-        let place = self.levels.iter().position(|level| *level == Level::Tenant)?;
-        let mut levels: Vec<&str> = filter.split('/').collect();
+    /// The filter with the tenant's level replaced by the tenant, if it can be: where it is `+`. For
+    /// Sparkplug the layout does not count.
+    pub fn filter_of_tenant(&self, subscription: &Subscription, tenant: &str) -> Option<String> {
+        let place = if subscription.is_sparkplug() {
+            GROUP
+        } else {
+            self.levels.iter().position(|level| *level == Level::Tenant)?
+        };
+        let mut levels: Vec<&str> = subscription.filter.split('/').collect();
         match levels.get_mut(place) {
             Some(level) if *level == "+" || *level == tenant => *level = tenant,
             _ => return None,
@@ -165,13 +175,39 @@ mod tests {
         }
     }
 
+    fn of_tenant(layout: &str, filter: &str, format: &str) -> Option<String> {
+        let subscription = serde_json::json!({"filter": filter, "format": format});
+        let subscription = serde_json::from_value(subscription).unwrap();
+        Layout::parse(layout).unwrap().filter_of_tenant(&subscription, "acme")
+    }
+
     #[test]
     fn a_tenants_filter_replaces_its_wildcard_only() {
-        let layout = Layout::parse("t/{tenant}/{device}").unwrap();
-        assert_eq!(layout.filter_of_tenant("t/+/+", "acme").as_deref(), Some("t/acme/+"));
-        assert_eq!(layout.filter_of_tenant("t/acme/+", "acme").as_deref(), Some("t/acme/+"));
-        assert_eq!(layout.filter_of_tenant("t/other/+", "acme"), None);
-        assert_eq!(layout.filter_of_tenant("#", "acme"), None);
+        for (filter, divided) in
+            [("t/+/+", Some("t/acme/+")), ("t/acme/+", Some("t/acme/+")), ("t/other/+", None), ("#", None)]
+        {
+            assert_eq!(of_tenant("t/{tenant}/{device}", filter, "Auto").as_deref(), divided, "{filter}");
+        }
+    }
+
+    #[test]
+    fn sparkplug_is_divided_by_its_group_whatever_the_layout_says() {
+        for layout in ["plant/area/{tenant}/{device}", "{tenant}/{device}/{kind}", "{device}"] {
+            for format in ["SparkplugB", "Auto"] {
+                let divided = |filter| of_tenant(layout, filter, format);
+                assert_eq!(divided("spBv1.0/+/#").as_deref(), Some("spBv1.0/acme/#"), "{layout}");
+                assert_eq!(divided("spBv1.0/+/+/#").as_deref(), Some("spBv1.0/acme/+/#"), "{layout}");
+                assert_eq!(divided("spBv1.0/plant/+/#"), None, "{layout}");
+                assert_eq!(divided("spBv1.0/#"), None, "{layout}");
+            }
+        }
+        // Of another format it is a topic as any.
+        assert_eq!(
+            of_tenant("spBv1.0/{device}/{tenant}", "spBv1.0/+/+", "V1").as_deref(),
+            Some("spBv1.0/+/acme")
+        );
+        assert_eq!(of_tenant("{tenant}/{device}", "+/+", "Auto").as_deref(), Some("acme/+"));
+        assert_eq!(of_tenant("{tenant}/{device}", "+/+/#", "SparkplugB").as_deref(), Some("+/acme/#"));
     }
 
     proptest! {

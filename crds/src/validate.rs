@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::mapping;
 use crate::pipeline::{IngestPipelineSpec, ReceiveTime, ShardBy, Tracing};
-use crate::source::{Format, Mqtt, Protocol, Tls};
+use crate::source::{Mqtt, Protocol, Subscription, Tls};
 use crate::store::{TelemetryStoreSpec, TenantMode};
 use crate::topic::{Layout, check_filter};
 
@@ -173,9 +173,7 @@ fn mqtt(mqtt: &Mqtt, errors: &mut Errors) {
         errors.add(path("layout"), problem, remedy);
     }
     if let Some(prefix) = &mqtt.client_id_prefix
-        && (prefix.is_empty()
-            || prefix.len() > 200
-            || prefix.chars().any(|c| c.is_control() || "+#/".contains(c)))
+        && (!is_level(prefix) || prefix.len() > 200)
     {
         errors.add(
             path("clientIdPrefix"),
@@ -183,7 +181,9 @@ fn mqtt(mqtt: &Mqtt, errors: &mut Errors) {
             "write 1 to 200 letters, digits, '-', '_' or '.'",
         );
     }
-    errors.in_range(&path("receiveMaximum"), &mqtt.receive_maximum, &1, &65_535);
+    if mqtt.receive_maximum == 0 {
+        errors.add(path("receiveMaximum"), "0 is out of range", "write 1 to 65535");
+    }
     errors.in_range(&path("sessions"), &mqtt.sessions, &1, &64);
     if mqtt.keep_alive.get() < SHORTEST_KEEP_ALIVE || mqtt.keep_alive.get() > Duration::from_secs(65_535) {
         errors.add(path("keepAlive"), format!("{} is out of range", mqtt.keep_alive), "write 5s to 18h");
@@ -224,12 +224,14 @@ fn authorities(path: &str, tls: Option<&Tls>, errors: &mut Errors) {
     }
 }
 
+/// Whether it can be a level of a topic, and is no longer than what a message may name.
+fn is_level(name: &str) -> bool {
+    (1..=255).contains(&name.len()) && !name.chars().any(|c| c.is_control() || "+#/".contains(c))
+}
+
 fn sharding(spec: &IngestPipelineSpec, errors: &mut Errors) {
     let (mqtt, sharding) = (&spec.source.mqtt, &spec.sharding);
-    let sparkplug = mqtt.subscriptions.iter().any(|subscription| match subscription.format {
-        Format::Auto => subscription.filter.starts_with("spBv1.0/"),
-        format => format == Format::SparkplugB,
-    });
+    let sparkplug = mqtt.subscriptions.iter().any(Subscription::is_sparkplug);
     let most = spec.autoscaling.as_ref().map_or(spec.replicas, |scaling| scaling.max_replicas);
     if sparkplug && sharding.by == ShardBy::Shared && most > 1 {
         errors.add(
@@ -243,12 +245,25 @@ fn sharding(spec: &IngestPipelineSpec, errors: &mut Errors) {
             if sharding.tenants.is_empty() {
                 errors.add("spec.sharding.tenants", "is empty", "list the tenants to divide");
             }
+            // They become levels of filters.
+            for (index, _) in sharding.tenants.iter().enumerate().filter(|(_, tenant)| !is_level(tenant)) {
+                errors.add(
+                    format!("spec.sharding.tenants[{index}]"),
+                    "is a tenant that no topic can name",
+                    "write 1 to 255 bytes without '/', '+', '#' and control characters",
+                );
+            }
             let Ok(layout) = Layout::parse(&mqtt.layout) else { return };
             for (index, subscription) in mqtt.subscriptions.iter().enumerate() {
-                if layout.filter_of_tenant(&subscription.filter, "+").is_none() {
+                if layout.filter_of_tenant(subscription, "+").is_none() {
+                    let place = if subscription.is_sparkplug() {
+                        "the group, which is Sparkplug's tenant"
+                    } else {
+                        "the layout's {tenant}"
+                    };
                     errors.add(
                         format!("spec.source.mqtt.subscriptions[{index}].filter"),
-                        "has no '+' at the layout's {tenant}, so it cannot be divided by tenant",
+                        format!("has no '+' at {place}, so it cannot be divided by tenant"),
                         "write '+' at that level, or set spec.sharding.by: Topic",
                     );
                 }

@@ -105,6 +105,7 @@ where
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::time::Duration;
 
     use kube::Client;
     use kube::client::Body;
@@ -178,7 +179,7 @@ mod tests {
             Event::Apply(object) => format!("changed {}", object.name_any()),
             Event::Delete(object) => format!("gone {}", object.name_any()),
         });
-        let events = events.collect().await;
+        let events = tokio::time::timeout(Duration::from_secs(10), events.collect()).await.unwrap();
         let told = std::iter::from_fn(|| told.try_recv().ok()).collect();
         Seen { events, told, cached, unreadable }
     }

@@ -2,7 +2,7 @@
 
 use kube::core::Rule;
 
-use super::{MINUTE, SECOND, SIZE, between, rule};
+use super::{GOOD_PORT, LEVEL, MINUTE, SECOND, SIZE, between, rule};
 
 pub(crate) fn broker_without_login() -> Rule {
     rule(
@@ -13,7 +13,9 @@ pub(crate) fn broker_without_login() -> Rule {
 
 pub(crate) fn broker() -> Rule {
     rule(
-        "isURL(self) && url(self).getScheme() in ['mqtt', 'mqtts'] && url(self).getHostname() != ''",
+        format!(
+            "isURL(self) && url(self).getScheme() in ['mqtt', 'mqtts'] && url(self).getHostname() != '' && {GOOD_PORT}"
+        ),
         "is not the URL of an MQTT broker; write mqtt://host:1883 or mqtts://host:8883",
     )
 }
@@ -35,7 +37,7 @@ pub(crate) fn client_id_prefix_stays() -> Rule {
 
 pub(crate) fn client_id_prefix() -> Rule {
     rule(
-        "self.matches('^[^+#/[:cntrl:]]+$')",
+        format!("self.matches({LEVEL}) && bytes(self).size() <= 200"),
         "is no client id; write 1 to 200 letters, digits, '-', '_' or '.'",
     )
 }

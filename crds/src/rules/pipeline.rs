@@ -2,7 +2,7 @@
 
 use kube::core::Rule;
 
-use super::{MINUTE, SECOND, SIZE, between, rule};
+use super::{GOOD_PORT, LEVEL, MINUTE, SECOND, SIZE, between, rule};
 
 pub(crate) fn replicas_are_the_autoscalers() -> Rule {
     rule(
@@ -44,17 +44,35 @@ pub(crate) fn tenants_are_divided() -> Rule {
     .field_path(".sharding.tenants")
 }
 
-/// For the first levels of a layout: to compare the parts of a split filter costs more than a rule may.
-pub(crate) fn filters_can_be_divided() -> Rule {
-    let places = (0..8).map(|place| {
-        format!(
-            "(!self.source.mqtt.layout.matches('^([^/]*/){{{place}}}[{{]tenant[}}]') || self.source.mqtt.subscriptions.all(s, s.filter.matches('^([^/]*/){{{place}}}[+](/|$)')))"
-        )
-    });
-    let divided = places.collect::<Vec<_>>().join(" && ");
+pub(crate) fn tenants_are_levels() -> Rule {
     rule(
-        format!("self.sharding.by != 'Tenant' || (self.source.mqtt.layout.contains('{{tenant}}') && {divided})"),
-        "a filter has no '+' at the layout's {tenant}, so it cannot be divided by tenant; write '+' at that level, or set spec.sharding.by: Topic",
+        format!(
+            "!has(self.sharding.tenants) || self.sharding.tenants.all(t, t.matches({LEVEL}) && bytes(t).size() <= 255)"
+        ),
+        "has a tenant that no topic can name; write 1 to 255 bytes without '/', '+', '#' and control characters",
+    )
+    .field_path(".sharding.tenants")
+}
+
+/// Whether a subscription `s` is one of Sparkplug, as it says itself.
+const IS_SPARKPLUG: &str =
+    "(s.format == 'SparkplugB' || (s.format == 'Auto' && s.filter.startsWith('spBv1.0/')))";
+
+/// For the first levels of a layout: to compare the parts of a split filter costs more than a rule may. One
+/// condition within the other, since of these only the dearest counts.
+pub(crate) fn filters_can_be_divided() -> Rule {
+    let all = |condition: &str| format!("self.source.mqtt.subscriptions.all(s, {condition})");
+    let has_plus = |place: usize| format!("s.filter.matches('^([^/]*/){{{place}}}[+](/|$)')");
+    let layout = "self.source.mqtt.layout";
+    let elsewhere = format!("{layout}.contains('{{tenant}}') || {}", all(IS_SPARKPLUG));
+    let by_layout = (0..8).rev().fold(elsewhere, |otherwise, place| {
+        let divided = all(&format!("{IS_SPARKPLUG} || {}", has_plus(place)));
+        format!("{layout}.matches('^([^/]*/){{{place}}}[{{]tenant[}}]') ? {divided} : {otherwise}")
+    });
+    let by_group = all(&format!("!{IS_SPARKPLUG} || {}", has_plus(1)));
+    rule(
+        format!("self.sharding.by != 'Tenant' || ({by_group} && ({by_layout}))"),
+        "a filter has no '+' at the layout's {tenant}, or Sparkplug's has none at the group, so it cannot be divided by tenant; write '+' at that level, or set spec.sharding.by: Topic",
     )
     .field_path(".source.mqtt.subscriptions")
 }
@@ -78,7 +96,9 @@ pub(crate) fn shared_is_version_5() -> Rule {
 
 pub(crate) fn births_stay_with_their_data() -> Rule {
     rule(
-        "self.sharding.by != 'Shared' || (has(self.autoscaling) ? self.autoscaling.maxReplicas : self.replicas) <= 1 || !self.source.mqtt.subscriptions.exists(s, s.format == 'SparkplugB' || (s.format == 'Auto' && s.filter.startsWith('spBv1.0/')))",
+        format!(
+            "self.sharding.by != 'Shared' || (has(self.autoscaling) ? self.autoscaling.maxReplicas : self.replicas) <= 1 || !self.source.mqtt.subscriptions.exists(s, {IS_SPARKPLUG})"
+        ),
         "Shared parts the births of Sparkplug's edge nodes from their data; write Topic or Tenant, or let there be one shard: spec.replicas, or autoscaling.maxReplicas",
     )
     .field_path(".sharding.by")
@@ -136,7 +156,9 @@ pub(crate) fn collector_without_query() -> Rule {
 
 pub(crate) fn collector() -> Rule {
     rule(
-        "isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != ''",
+        format!(
+            "isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && {GOOD_PORT}"
+        ),
         "is not the URL of a collector that takes OTLP over HTTP; write http://host:4318 or https://host:4318",
     )
 }
