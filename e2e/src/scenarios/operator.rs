@@ -1,5 +1,5 @@
 //! The operator on a real cluster, installed from its chart: pipelines with real workers, a real broker
-//! and a real database. Only `faults` runs it without nodes, and plays the workers.
+//! and a real database. `faults`, `stop` and `unreadable` run it without nodes; `faults` plays the workers.
 
 mod autoscale;
 mod away;
@@ -17,6 +17,7 @@ mod run;
 mod scale;
 mod sharding;
 mod stop;
+mod unreadable;
 
 use crate::suite::Scenario;
 
@@ -38,6 +39,7 @@ pub fn all() -> Vec<Scenario> {
         last::all(),
         faults::all(),
         stop::all(),
+        unreadable::all(),
     ]
     .concat()
 }
