@@ -278,9 +278,11 @@ fn ended(pod: &DynamicObject) -> Option<Reason> {
     Some((reason.to_owned(), format!("its container ended with code {code}, and was started again")))
 }
 
-/// Whether a pod has ended for good, as by an eviction. A ReplicaSet has made another, and leaves it there.
+/// Whether a pod has ended for good and stays, as by an eviction: a ReplicaSet has made another, and leaves it
+/// there. One that is deleted is soon gone.
 pub fn is_over(pod: &DynamicObject) -> bool {
-    matches!(pod.data["status"]["phase"].as_str(), Some("Failed" | "Succeeded"))
+    let ended = matches!(pod.data["status"]["phase"].as_str(), Some("Failed" | "Succeeded"));
+    ended && pod.metadata.deletion_timestamp.is_none()
 }
 
 fn is_running(pod: &DynamicObject) -> bool {

@@ -74,6 +74,18 @@ fn a_pod_that_was_evicted_holds_up_no_rollout_and_no_end_of_its_shard() {
 }
 
 #[test]
+fn the_next_shard_waits_until_a_pod_that_ended_is_gone() {
+    let (key, old) = evicted("old");
+    let mut old = Arc::unwrap_or_clone(old);
+    old.metadata.deletion_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+    let seen = first([deployment(), (key, Arc::new(old)), running("new")], |uid| {
+        (uid == "new").then(|| consumes("works/plant/0"))
+    });
+    let rollout = seen.rollout(&wanted());
+    assert!(rollout.turning && !rollout.finished, "{rollout:?}");
+}
+
+#[test]
 fn what_another_shards_worker_says_at_an_address_that_was_given_anew_is_not_heard() {
     for (shard, heard) in
         [("works/plant/0", true), ("", true), ("works/plant/1", false), ("yard/plant/0", false)]
