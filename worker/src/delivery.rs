@@ -57,7 +57,7 @@ impl Delivery {
 #[cfg(test)]
 impl Delivery {
     /// One of a connection's first message, with nothing in it.
-    pub fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         let budget = std::sync::Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
         Self {
             lane: 0,

@@ -77,7 +77,7 @@ fn a_pod_that_was_evicted_holds_up_no_rollout_and_no_end_of_its_shard() {
 fn the_next_shard_waits_until_a_pod_that_ended_is_gone() {
     let (key, old) = evicted("old");
     let mut old = Arc::unwrap_or_clone(old);
-    old.metadata.deletion_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+    old.metadata.deletion_timestamp = Some(serde_json::from_value(json!("2100-01-01T00:00:00Z")).unwrap());
     let seen = first([deployment(), (key, Arc::new(old)), running("new")], |uid| {
         (uid == "new").then(|| consumes("works/plant/0"))
     });
