@@ -7,6 +7,7 @@ pub mod copy;
 pub mod dictionary;
 pub mod edition;
 pub mod expire;
+pub mod holding;
 pub mod lease;
 pub mod lease_rules;
 pub mod letter_search;

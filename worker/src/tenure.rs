@@ -8,7 +8,8 @@ use sqlx::PgPool;
 use tokio::sync::{Notify, watch};
 
 use crate::decode::Decoder;
-use crate::store::lease::{self, Kept, LeaseError, LeaseKey, LeaseRow, Me};
+use crate::store::holding::Holding;
+use crate::store::lease::{Kept, LeaseError, LeaseKey, LeaseRow, Me};
 use crate::store::lease_rules::RENEW_EVERY;
 use crate::store::{births, connection};
 
@@ -122,6 +123,11 @@ impl Tenure {
         Self { pool, key, me, hold, row, news: Notify::new(), view }
     }
 
+    fn holding(&self) -> Holding<'_> {
+        let Self { pool, key, me, .. } = self;
+        Holding { pool, key, me, plan: self.plan_generation() }
+    }
+
     fn row(&self) -> MutexGuard<'_, LeaseRow> {
         self.row.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -180,7 +186,7 @@ impl Tenure {
             }
             held
         });
-        let released = lease::release(&self.pool, &self.key, &self.me, self.plan_generation()).await;
+        let released = self.holding().release().await;
         let _ = self.note(released);
     }
 
@@ -188,19 +194,19 @@ impl Tenure {
     pub async fn handed_over(&self) {
         while !matches!(*self.hold.borrow(), Hold::Lost(_)) {
             tokio::time::sleep(LOOK_EVERY).await;
-            let still = lease::release(&self.pool, &self.key, &self.me, self.plan_generation()).await;
+            let still = self.holding().release().await;
             let _ = self.note(still);
         }
     }
 
     /// Prolongs the lease. Whether the database confirmed it; no answer is no loss.
     async fn renew(&self) -> Result<bool, Superseded> {
-        let plan = self.plan_generation();
-        let renewed = lease::renew(&self.pool, &self.key, &self.me, plan).await;
+        let holding = self.holding();
+        let renewed = holding.renew().await;
         let confirmed = self.note(renewed)?;
         if confirmed {
             let state = &mut self.view.state().lease;
-            state.plan_generation = state.plan_generation.max(plan);
+            state.plan_generation = state.plan_generation.max(holding.plan);
         }
         Ok(confirmed)
     }
@@ -242,8 +248,7 @@ impl Tenure {
             )
         };
         if !new.is_empty() {
-            let plan = self.plan_generation();
-            let kept = lease::add_filters(&self.pool, &self.key, &self.me, plan, session, &new).await?;
+            let kept = self.holding().add_filters(session, &new).await?;
             if self.note(Ok(kept)).is_err() {
                 return Err(LeaseError::Superseded);
             }
@@ -255,8 +260,7 @@ impl Tenure {
 
     /// Notes that the session no longer has the filter.
     pub async fn unsubscribed(&self, session: u8, filter: &str) -> Result<(), LeaseError> {
-        let (plan, filters) = (self.plan_generation(), [filter.to_owned()]);
-        let kept = lease::remove_filters(&self.pool, &self.key, &self.me, plan, session, &filters).await?;
+        let kept = self.holding().remove_filters(session, &[filter.to_owned()]).await?;
         if self.note(Ok(kept)).is_ok() {
             self.row().of(session).retain(|known| known != filter);
             self.show_filters();
@@ -307,8 +311,7 @@ impl Tenure {
     /// Notes that the broker has the session. Of others than the first their filters tell.
     pub async fn session_exists(&self, session: u8) -> Result<(), LeaseError> {
         if session == 0 {
-            let plan = self.plan_generation();
-            let kept = lease::set_session_existed(&self.pool, &self.key, &self.me, plan).await?;
+            let kept = self.holding().set_session_existed().await?;
             if self.note(Ok(kept)).is_err() {
                 return Err(LeaseError::Superseded);
             }

@@ -1,11 +1,10 @@
 //! Shards pass from worker to worker, change their plan, and end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use tokio::task::JoinHandle;
 
 use super::load::Load;
 use crate::bed::{Bed, require_identities};
@@ -101,12 +100,12 @@ async fn require_retired(bed: &Bed) -> Result<()> {
 async fn a_retired_shard_has_no_session_and_lost_nothing_of_a_full_queue(bed: &mut Bed) -> Result<()> {
     let (fleet, ledger) = queue(bed, 20_000).await?;
     ensure!(publisher::has_session(&bed.address, &bed.client_id()).await?, "there is a session to retire");
-    let (good, said) = worker::command(&["retire"], &bed.folder.join("plant.yaml"), &bed.secrets()).await?;
+    let (good, said) = retire(bed, &["retire"]).await?;
     ensure!(good && said.contains("Marker"), "retire: {said}");
     compare(&bed.database.admin_url, &ledger, fleet.points).await?.require_exact()?;
     require_retired(bed).await?;
     // Nothing to retire is no failure: a Job may run again.
-    let (good, said) = worker::command(&["retire"], &bed.folder.join("plant.yaml"), &bed.secrets()).await?;
+    let (good, said) = retire(bed, &["retire"]).await?;
     ensure!(good, "retire again: {said}");
     require_retired(bed).await
 }
@@ -115,7 +114,7 @@ async fn a_shard_is_retired_from_under_a_running_worker(bed: &mut Bed) -> Result
     let (fleet, ledger) = queue(bed, 20_000).await?;
     let one = bed.start("one", &[])?;
     one.metric("messages flow", LONG, |m| m.get("ingest_committed_total") > 0.0).await?;
-    let retiring = retire(bed, &["retire"]);
+    let retiring = tokio::spawn(retire(bed, &["retire"]));
     one.not_ready("lease_not_held").await?;
     one.stop(Duration::from_secs(20)).await?;
     let (good, said) = retiring.await??;
@@ -124,10 +123,13 @@ async fn a_shard_is_retired_from_under_a_running_worker(bed: &mut Bed) -> Result
     require_retired(bed).await
 }
 
-/// Retires meanwhile.
-fn retire(bed: &Bed, arguments: &'static [&'static str]) -> JoinHandle<Result<(bool, String)>> {
+/// Whether it went well, and what it said.
+fn retire<'a>(
+    bed: &Bed,
+    arguments: &'a [&'a str],
+) -> impl Future<Output = Result<(bool, String)>> + Send + use<'a> {
     let (manifest, secrets) = (bed.folder.join("plant.yaml"), bed.secrets());
-    tokio::spawn(async move { worker::command(arguments, &manifest, &secrets).await })
+    async move { worker::command(arguments, &manifest, &secrets).await }
 }
 
 /// Waits until a writer has a batch that [`Bed::hold_writers`] keeps from its commit.
@@ -144,7 +146,7 @@ async fn a_broker_that_is_away_while_a_shard_is_retired_is_no_empty_queue(bed: &
     let idle = Duration::from_secs(3);
     let (fleet, ledger) = queue(bed, 5000).await?;
     let held = bed.hold_writers().await?;
-    let retiring = retire(bed, &["retire", "--idle", "3"]);
+    let retiring = tokio::spawn(retire(bed, &["retire", "--idle", "3"]));
     writers_wait(bed).await?;
     // A window of messages is in hand, and the broker has all of them.
     bed.broker()?.stop()?;
@@ -161,7 +163,7 @@ async fn a_broker_that_is_away_while_a_shard_is_retired_is_no_empty_queue(bed: &
 async fn a_retire_that_lost_the_shard_ends_no_session(bed: &mut Bed) -> Result<()> {
     queue(bed, 200).await?;
     let held = bed.hold_writers().await?;
-    let retiring = retire(bed, &["retire"]);
+    let retiring = tokio::spawn(retire(bed, &["retire"]));
     writers_wait(bed).await?;
     // Its next renewal would tell, but the queue is drained before.
     bed.execute("UPDATE penstock.shard_lease SET instance = 'another', incarnation = gen_random_uuid()")
@@ -199,6 +201,17 @@ fn write_plan(path: &Path, generation: i64, kinds: &[&str]) -> std::io::Result<(
     std::fs::rename(next, path)
 }
 
+/// A worker of shard 3 on its first plan, and the plan's file.
+async fn follow_plan_5(bed: &mut Bed) -> Result<(PathBuf, Worker)> {
+    bed.migrate().await?;
+    bed.manifest(|text| text)?;
+    let path = bed.folder.join("plan.yaml");
+    write_plan(&path, 5, &["telem"])?;
+    let worker = bed.start("one", &["--shard", "3", "--plan", &path.to_string_lossy()])?;
+    worker.ready().await?;
+    Ok((path, worker))
+}
+
 async fn subscribed_by(worker: &Worker, filters: &[&str]) -> Result<()> {
     until_async(&format!("subscribed are {filters:?}"), LONG, || async {
         worker.status().await.is_ok_and(|status| status["lease"]["filters"] == serde_json::json!(filters))
@@ -213,13 +226,8 @@ async fn require_no_session(bed: &Bed, shard: u32) -> Result<()> {
 }
 
 async fn a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not(bed: &mut Bed) -> Result<()> {
-    bed.migrate().await?;
-    bed.manifest(|text| text)?;
-    let path = bed.folder.join("plan.yaml");
+    let (path, worker) = follow_plan_5(bed).await?;
     let plan = |generation: i64, kinds: &[&str]| write_plan(&path, generation, kinds);
-    plan(5, &["telem"])?;
-    let worker = bed.start("one", &["--shard", "3", "--plan", &path.to_string_lossy()])?;
-    worker.ready().await?;
     let subscribed = async |filters: &[&str]| subscribed_by(&worker, filters).await;
     subscribed(&["traksense/+/+/+/telem"]).await?;
     plan(6, &["ack", "telem"])?;
@@ -236,7 +244,7 @@ async fn a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not(be
     ensure!(worker.metrics().await?.get("ingest_mqtt_epoch") == 1.0, "one connection served all of it");
 
     let arguments = ["retire", "--shard", "3", "--plan-generation", "6"];
-    let (good, said) = worker::command(&arguments, &bed.folder.join("plant.yaml"), &bed.secrets()).await?;
+    let (good, said) = retire(bed, &arguments).await?;
     ensure!(!good && said.contains("follows plan 7"), "an older plan does not end it: {said}");
     ensure!(worker.readiness().await?.0, "it goes on");
 
@@ -261,7 +269,7 @@ async fn a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not(be
 
     // What a plan has ended does not begin again by an older one, and does by a newer one.
     let arguments = ["retire", "--shard", "3", "--plan-generation", "8"];
-    let (good, said) = worker::command(&arguments, &bed.folder.join("plant.yaml"), &bed.secrets()).await?;
+    let (good, said) = retire(bed, &arguments).await?;
     ensure!(good, "{said}");
     let worker = bed.start("one", &["--shard", "3", "--plan", &path.to_string_lossy()])?;
     worker.not_ready("the shard was retired; only a newer plan begins it again (plan 8)").await?;
@@ -279,12 +287,7 @@ async fn a_changed_plan_is_followed_without_a_restart_and_an_older_one_is_not(be
 async fn a_plan_that_came_while_the_database_was_away_is_remembered(bed: &mut Bed) -> Result<()> {
     let proxy = Proxy::start(bed.database.address()?).await?;
     bed.reach_database_through(proxy.port)?;
-    bed.migrate().await?;
-    bed.manifest(|text| text)?;
-    let path = bed.folder.join("plan.yaml");
-    write_plan(&path, 5, &["telem"])?;
-    let worker = bed.start("one", &["--shard", "3", "--plan", &path.to_string_lossy()])?;
-    worker.ready().await?;
+    let (path, worker) = follow_plan_5(bed).await?;
     proxy.set(Mode::Cut);
     write_plan(&path, 6, &["ack", "telem"])?;
     // The filter could not be noted, so the session is to begin again.
@@ -295,23 +298,17 @@ async fn a_plan_that_came_while_the_database_was_away_is_remembered(bed: &mut Be
     let followed: i64 = bed.sql("SELECT plan_generation FROM penstock.shard_lease").await?;
     ensure!(followed == 6, "filters of plan 6 are noted as those of plan {followed}");
     let arguments = ["retire", "--shard", "3", "--plan-generation", "5"];
-    let (good, said) = worker::command(&arguments, &bed.folder.join("plant.yaml"), &bed.secrets()).await?;
+    let (good, said) = retire(bed, &arguments).await?;
     ensure!(!good && said.contains("follows plan 6"), "an older plan does not end it: {said}");
     Ok(())
 }
 
 async fn a_worker_that_outlives_the_end_of_its_shard_begins_nothing_anew(bed: &mut Bed) -> Result<()> {
-    bed.migrate().await?;
-    bed.manifest(|text| text)?;
-    let path = bed.folder.join("plan.yaml");
-    write_plan(&path, 5, &["telem"])?;
     // SIGTERM came late, or never.
-    let worker = bed.start("one", &["--shard", "3", "--plan", &path.to_string_lossy()])?;
-    worker.ready().await?;
+    let (path, worker) = follow_plan_5(bed).await?;
     for (by, newer) in [(&["--plan-generation", "5"][..], 6), (&[], 7)] {
         let arguments = [&["retire", "--shard", "3"], by].concat();
-        let (good, said) =
-            worker::command(&arguments, &bed.folder.join("plant.yaml"), &bed.secrets()).await?;
+        let (good, said) = retire(bed, &arguments).await?;
         ensure!(good, "{said}");
         worker.not_ready("the shard was retired").await?;
         require_no_session(bed, 3).await?;

@@ -73,7 +73,7 @@ impl LeaseRow {
 }
 
 /// The column for a session's filters, and how they stand there.
-fn column(session: u8, filters: &[String]) -> (&'static str, Vec<String>) {
+pub(super) fn column(session: u8, filters: &[String]) -> (&'static str, Vec<String>) {
     match session {
         0 => ("filters", filters.to_vec()),
         _ => ("more_filters", filters.iter().map(|filter| format!("{session}:{filter}")).collect()),
@@ -144,7 +144,9 @@ pub async fn acquire(
     within_deadline(ask_for(pool, key, me, purpose, superseded)).await
 }
 
-async fn within_deadline<T>(question: impl Future<Output = Result<T, LeaseError>>) -> Result<T, LeaseError> {
+pub(super) async fn within_deadline<T>(
+    question: impl Future<Output = Result<T, LeaseError>>,
+) -> Result<T, LeaseError> {
     tokio::time::timeout(DEADLINE, question).await.unwrap_or(Err(LeaseError::Deadline))
 }
 
@@ -274,56 +276,6 @@ async fn penalise(
     Ok(())
 }
 
-/// Prolongs the lease, if it is still held.
-pub async fn renew(pool: &PgPool, key: &LeaseKey, me: &Me, plan: i64) -> Result<Kept, LeaseError> {
-    let set = format!("expires_at = clock_timestamp() + interval '{} seconds'", TTL.as_secs());
-    update(pool, key, me, plan, &set, &[]).await
-}
-
-/// Lets anyone take the lease at once. The holder may go on until somebody does; it says so by this again
-/// and again, so that the row tells until when.
-pub async fn release(pool: &PgPool, key: &LeaseKey, me: &Me, plan: i64) -> Result<Kept, LeaseError> {
-    update(pool, key, me, plan, "expires_at = clock_timestamp(), retiring = true", &[]).await
-}
-
-/// Notes filters that are about to be subscribed.
-pub async fn add_filters(
-    pool: &PgPool,
-    key: &LeaseKey,
-    me: &Me,
-    plan: i64,
-    session: u8,
-    filters: &[String],
-) -> Result<Kept, LeaseError> {
-    let (column, filters) = column(session, filters);
-    let set = format!("{column} = ARRAY(SELECT DISTINCT f FROM unnest({column} || $4) f ORDER BY f)");
-    update(pool, key, me, plan, &set, &filters).await
-}
-
-/// Notes filters that the session no longer has.
-pub async fn remove_filters(
-    pool: &PgPool,
-    key: &LeaseKey,
-    me: &Me,
-    plan: i64,
-    session: u8,
-    filters: &[String],
-) -> Result<Kept, LeaseError> {
-    let (column, filters) = column(session, filters);
-    let set = format!("{column} = ARRAY(SELECT f FROM unnest({column}) f WHERE f <> ALL ($4) ORDER BY f)");
-    update(pool, key, me, plan, &set, &filters).await
-}
-
-/// Notes that the broker has a session.
-pub async fn set_session_existed(
-    pool: &PgPool,
-    key: &LeaseKey,
-    me: &Me,
-    plan: i64,
-) -> Result<Kept, LeaseError> {
-    update(pool, key, me, plan, "session_existed = true", &[]).await
-}
-
 /// Forgets the shard, at the end of its retirement; but for the highest plan, if there is one: a worker whose end
 /// comes late, or that is started once more by an older plan, must not begin again.
 pub async fn forget(pool: &PgPool, key: &LeaseKey, me: &Me, plan: Option<i64>) -> Result<(), LeaseError> {
@@ -345,54 +297,6 @@ pub async fn forget(pool: &PgPool, key: &LeaseKey, me: &Me, plan: Option<i64>) -
         Ok(())
     };
     within_deadline(forget).await
-}
-
-/// Changes the row if it is still held by this incarnation. Each change notes which plan is followed, so that
-/// no filter of a plan stands there without its generation, and what could not be noted is by the next one.
-async fn update(
-    pool: &PgPool,
-    key: &LeaseKey,
-    me: &Me,
-    plan: i64,
-    set: &str,
-    filters: &[String],
-) -> Result<Kept, LeaseError> {
-    within_deadline(try_update(pool, key, me, plan, set, filters)).await
-}
-
-async fn try_update(
-    pool: &PgPool,
-    key: &LeaseKey,
-    me: &Me,
-    plan: i64,
-    set: &str,
-    filters: &[String],
-) -> Result<Kept, LeaseError> {
-    let statement = format!(
-        "UPDATE penstock.shard_lease SET plan_generation = greatest(plan_generation, $5), {set} \
-         WHERE shard = $1 AND instance = $2 AND incarnation = $3 AND $4::text[] IS NOT NULL"
-    );
-    let mut connection = connection::borrow(pool).await?;
-    let changed = sqlx::query(&statement)
-        .bind(&key.0)
-        .bind(&me.instance)
-        .bind(me.incarnation)
-        .bind(filters)
-        .bind(plan)
-        .execute(&mut *connection)
-        .await?
-        .rows_affected();
-    if changed > 0 {
-        connection.give_back();
-        return Ok(Kept::Held);
-    }
-    let holder: Option<Option<String>> =
-        sqlx::query_scalar("SELECT instance FROM penstock.shard_lease WHERE shard = $1")
-            .bind(&key.0)
-            .fetch_optional(&mut *connection)
-            .await?;
-    connection.give_back();
-    Ok(Kept::Superseded { by: holder.flatten().unwrap_or_else(|| "nobody".to_owned()) })
 }
 
 #[cfg(test)]
