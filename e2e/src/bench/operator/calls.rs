@@ -67,13 +67,17 @@ impl Counted {
 
     /// All calls.
     pub fn all(&self) -> f64 {
-        self.calls.values().sum()
+        self.counted(|_| true)
     }
 
     /// Calls that write.
     pub fn writes(&self) -> f64 {
-        let of = |name: &str| name.split_once(' ').is_some_and(|(verb, _)| WRITES.contains(&verb));
-        self.calls.iter().filter(|(name, _)| of(name)).map(|(_, count)| count).sum()
+        self.counted(|name| name.split_once(' ').is_some_and(|(verb, _)| WRITES.contains(&verb)))
+    }
+
+    /// From 0.0, as the sum of no floats is -0.0 and would be printed so.
+    fn counted(&self, of: impl Fn(&str) -> bool) -> f64 {
+        self.calls.iter().filter(|(name, _)| of(name)).fold(0.0, |sum, (_, count)| sum + count)
     }
 
     /// For each of so many.
