@@ -106,16 +106,7 @@ pub struct Batch {
     /// Command answers older than another of this batch: the delivery of each.
     outdated: Vec<u32>,
     /// Of a batch of one delivery: what became dead letters because the database refused it.
-    given_up: Rows,
-}
-
-#[derive(Debug, Default)]
-struct Rows {
-    samples: Vec<SampleRow>,
-    acks: Vec<AckRow>,
-    events: Vec<EventRow>,
-    metadata: Vec<MetadataRow>,
-    sparkplug: Vec<SparkplugRow>,
+    given_up: Option<Box<Self>>,
 }
 
 impl Batch {
@@ -198,13 +189,16 @@ impl Batch {
             .chain(self.metadata.iter().map(|row| row.delivery))
             .map(|delivery| (delivery, None))
             .collect();
-        self.given_up.acks.append(&mut self.acks);
-        self.given_up.events.append(&mut self.events);
-        self.given_up.metadata.append(&mut self.metadata);
-        self.given_up.sparkplug.append(&mut self.sparkplug);
+        let arena = &self.arena;
+        let given_up =
+            self.given_up.get_or_insert_with(|| Box::new(Self { arena: arena.clone(), ..Self::default() }));
+        given_up.acks.append(&mut self.acks);
+        given_up.events.append(&mut self.events);
+        given_up.metadata.append(&mut self.metadata);
+        given_up.sparkplug.append(&mut self.sparkplug);
         if items.is_empty() && !forgotten {
             items.extend(self.samples.iter().map(|row| (row.delivery, Some(row.part))));
-            self.given_up.samples.append(&mut self.samples);
+            given_up.samples.append(&mut self.samples);
         }
         let dead = |(delivery, part)| DeadRow { delivery, part, reason, detail: detail.to_owned() };
         let any = !items.is_empty() || forgotten;
@@ -212,17 +206,20 @@ impl Batch {
         any
     }
 
+    /// What was given up, if anything was.
+    pub fn given_up(&self) -> Option<&Self> {
+        self.given_up.as_deref()
+    }
+
     /// What was given up is to be stored after all.
     pub fn take_back(&mut self) {
-        let Rows { mut samples, mut acks, mut events, mut metadata, mut sparkplug } =
-            std::mem::take(&mut self.given_up);
-        let letters = samples.len() + acks.len() + events.len() + metadata.len();
-        self.dead.truncate(self.dead.len().saturating_sub(letters));
-        self.samples.append(&mut samples);
-        self.acks.append(&mut acks);
-        self.events.append(&mut events);
-        self.metadata.append(&mut metadata);
-        self.sparkplug.append(&mut sparkplug);
+        let Some(mut given_up) = self.given_up.take() else { return };
+        self.dead.truncate(self.dead.len().saturating_sub(given_up.rows()));
+        self.samples.append(&mut given_up.samples);
+        self.acks.append(&mut given_up.acks);
+        self.events.append(&mut given_up.events);
+        self.metadata.append(&mut given_up.metadata);
+        self.sparkplug.append(&mut given_up.sparkplug);
     }
 
     /// Splits the deliveries in two halves, each with its rows.
@@ -240,7 +237,7 @@ impl Batch {
             sparkplug: split_off(&mut self.sparkplug, middle, |row| &mut row.delivery),
             duplicates: split_off(&mut self.duplicates, middle, |delivery| delivery),
             outdated: split_off(&mut self.outdated, middle, |delivery| delivery),
-            given_up: Rows::default(),
+            given_up: None,
         };
         (self, second)
     }
@@ -350,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_up_is_as_it_was_where_the_letters_are_refused_too() {
+    fn what_was_given_up_and_taken_back_is_as_it_was() {
         let (samples, acks) = ([sample(1, 1, 1.0, 0), sample(1, 2, 1.0, 0)], [ack("a", None, 0)]);
         let own = conflict(&samples[0]);
         let mut batch = Batch {
@@ -362,7 +359,9 @@ mod tests {
         for _ in 0..2 {
             while batch.give_up(Reason::Database, "54000") {}
             assert_eq!((batch.samples.len(), batch.acks.len(), batch.dead.len()), (0, 0, 4));
+            assert_eq!(batch.given_up().map(Batch::rows), Some(3));
             batch.take_back();
+            assert!(batch.given_up().is_none());
             assert_eq!(
                 (&batch.samples[..], &batch.acks[..], &batch.dead[..]),
                 (&samples[..], &acks[..], &[own.clone()][..])

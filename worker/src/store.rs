@@ -17,6 +17,7 @@ pub mod marks;
 mod patience;
 pub mod policy;
 pub mod rate;
+mod refusal;
 pub mod rows;
 pub mod schema;
 pub mod series_rate;

@@ -66,6 +66,9 @@ pub enum AttemptError {
     /// No answer before the attempt's deadline. Whether it is committed is unknown.
     #[error("no answer within {0:?}")]
     Deadline(std::time::Duration),
+    /// What had been refused as data is taken now: it was not the data's fault, and all is tried anew.
+    #[error("the database takes what it refused before")]
+    Relented,
 }
 
 impl AttemptError {
@@ -73,7 +76,7 @@ impl AttemptError {
     pub fn class(&self) -> Class {
         match self {
             Self::Database { code, message, .. } => Class::of_sqlstate(code, message),
-            Self::Connection(_) | Self::Deadline(_) => Class::Retry,
+            Self::Connection(_) | Self::Deadline(_) | Self::Relented => Class::Retry,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::marks::Marks;
 use super::rows::{AckRow, EventRow, MetadataRow};
 use super::sqlstate::AttemptError;
 use super::writer::{Session, Written};
-use super::{births, copy, letters, sift, staging};
+use super::{births, copy, letters, refusal, sift, staging};
 use crate::batch::{Batch, Outcome};
 use crate::decode::Micros;
 
@@ -34,6 +34,20 @@ pub async fn run(
     marks: &mut Marks,
 ) -> Result<Written, AttemptError> {
     session.connection.execute("BEGIN").await?;
+    let mut written = items(session, batch, path, marks).await?;
+    letters::store(&mut session.connection, batch, pipeline, &mut written).await?;
+    refusal::confirm(session, batch, path, &written).await?;
+    written.at = commit(&mut session.connection).await?;
+    Ok(written)
+}
+
+/// Writes all of the batch but its dead letters.
+pub(super) async fn items(
+    session: &mut Session,
+    batch: &Batch,
+    path: Path,
+    marks: &mut Marks,
+) -> Result<Written, AttemptError> {
     let mut written = Written::default();
     if !batch.samples.is_empty() {
         match path {
@@ -57,11 +71,9 @@ pub async fn run(
     if !batch.metadata.is_empty() {
         written.outcome += insert_metadata(connection, &batch.metadata).await?;
     }
-    letters::store(connection, batch, pipeline, &mut written).await?;
     if !batch.sparkplug.is_empty() {
         births::store(connection, &batch.sparkplug).await?;
     }
-    written.at = commit(connection).await?;
     Ok(written)
 }
 

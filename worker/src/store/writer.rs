@@ -87,6 +87,8 @@ pub struct Written {
     pub dead_letters: Vec<(String, u64)>,
     /// Samples that lost to another value, or that the database refuses.
     pub refused: Vec<super::rows::DeadRow>,
+    /// Of the batch's samples those that the database refuses: their places.
+    pub suspects: Vec<i32>,
     /// The database's clock.
     pub at: Micros,
 }
@@ -201,7 +203,6 @@ impl Writer {
             Class::Poison => {
                 if !part.give_up(Reason::Database, &error.to_string()) {
                     // Also the dead letters alone are refused: it was not the data's fault.
-                    part.take_back();
                     return self.wait(Class::Stop, error, part, parts);
                 }
             }
@@ -210,12 +211,14 @@ impl Writer {
         parts.push(part);
     }
 
-    /// The same again, when the breaker lets it.
+    /// The same again, when the breaker lets it. What was given up is tried again too: an answer from before
+    /// the pause says nothing of the time after it.
     fn wait(&mut self, class: Class, error: &AttemptError, mut part: Batch, parts: &mut Vec<Batch>) {
         if let AttemptError::Deadline(deadline) = error {
             part = outlasted(*deadline, part, parts);
             self.deadline = (*deadline * 2).min(LONGEST_DEADLINE);
         }
+        part.take_back();
         if self.breaker.open().is_none() {
             tracing::warn!(class = class.as_str(), %error, "the database does not take a batch; trying again");
         }
